@@ -1,0 +1,1 @@
+"""Evaluation: hold the unlearned model against the original and the retrained one."""
