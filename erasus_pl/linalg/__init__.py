@@ -1,0 +1,37 @@
+"""Shared numerics: modules and tensors in, tensors out; no Lightning.
+
+Every function takes the loss as ``loss_fn(batch) -> (B,)``, computed with the given module. For a
+task that is ``lambda batch: task.per_sample_loss(task(batch), batch)``.
+"""
+
+from erasus_pl.linalg.cg import CurvatureError, Solution, conjugate_gradient
+from erasus_pl.linalg.fisher import diagonal_fisher
+from erasus_pl.linalg.hvp import (
+    gauss_newton_vector_product,
+    hessian_vector_product,
+    mean_gradient,
+)
+from erasus_pl.linalg.parameters import flatten, trainable_parameters, unflatten
+from erasus_pl.linalg.per_sample import (
+    PerSampleGradients,
+    gradient_dots,
+    gradient_norms,
+    per_sample_gradients,
+)
+
+__all__ = [
+    "CurvatureError",
+    "PerSampleGradients",
+    "Solution",
+    "conjugate_gradient",
+    "diagonal_fisher",
+    "flatten",
+    "gauss_newton_vector_product",
+    "gradient_dots",
+    "gradient_norms",
+    "hessian_vector_product",
+    "mean_gradient",
+    "per_sample_gradients",
+    "trainable_parameters",
+    "unflatten",
+]
