@@ -1,0 +1,354 @@
+"""The contract of a datamodule: split the training data by a forget request, and feed the steps."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from datamodules.loaders import Cycle, Fetcher, Pick, StepLoader, SweepLoader, mix
+from erasus_pl.requests import ForgetRequest, Manifest, fingerprint
+
+__all__ = ["ArrayDataset", "Pools", "UnlearningDataModule", "View"]
+
+_RANDOM_HOLDOUT = "a random part of the held-out data"
+_MATCHED_HOLDOUT = "the held-out data that the request matches"
+
+
+class ArrayDataset(Dataset):
+    """Samples held in memory as tensors, fetched a batch at a time.
+
+    Args:
+        columns: name of a batch key → tensor whose first dimension counts samples.
+        transform: applied to a batch's columns after they are fetched.
+    """
+
+    def __init__(
+        self, columns: Mapping[str, Tensor], transform: Callable[[dict], dict] | None = None
+    ) -> None:
+        sizes = {name: len(column) for name, column in columns.items()}
+        if len(set(sizes.values())) != 1:
+            raise ValueError(f"columns must have one length, got {sizes}")
+        self.columns = dict(columns)
+        self.transform = transform
+        self.n = next(iter(sizes.values()))
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, i: int) -> dict[str, Tensor]:
+        return {name: column[0] for name, column in self.batch(torch.tensor([i])).items()}
+
+    def batch(self, positions: Tensor) -> dict[str, Tensor]:
+        """The samples at `(B,)` positions, as tensors `(B, …)`."""
+        batch = {name: column[positions] for name, column in self.columns.items()}
+        return self.transform(batch) if self.transform else batch
+
+
+class View(Dataset):
+    """A part of a dataset.
+
+    Args:
+        dataset: the whole.
+        positions: `(n,)` positions in it, in ascending order.
+    """
+
+    def __init__(self, dataset: Dataset, positions: Tensor) -> None:
+        self.dataset = dataset
+        self.positions = positions
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.dataset[int(self.positions[i])]
+
+
+@dataclass
+class Pools:
+    """What a datamodule loads.
+
+    Args:
+        name: of the data, for manifests and reports.
+        train: what the original was trained on.
+        held_out: what it was never trained on; split into test and holdout set.
+        columns: per-sample arrays of `train` that requests can name, such as `target`.
+        held_out_columns: the same of `held_out`.
+        content: arrays whose bytes identify the data; the columns if empty.
+    """
+
+    name: str
+    train: Dataset
+    held_out: Dataset
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
+    held_out_columns: dict[str, np.ndarray] = field(default_factory=dict)
+    content: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+class UnlearningDataModule(LightningDataModule):
+    """Splits data into forget, retain, test and holdout set, and feeds strategies and tasks.
+
+    Subclasses define `load() -> Pools`. The forget set is what the request names; the retain set
+    the rest of the training data. Held-out data becomes the holdout set where the request is a
+    predicate that matches it (a class, an attribute), the test set otherwise; for other requests
+    it is split at random.
+
+    Args:
+        request: what must go; none only to train an original.
+        batch_size: samples of a batch, per process.
+        forget_batch_size: samples of a forget batch; `batch_size` if not given.
+        epoch: which set's pass is an epoch of steps that take both sets. `forget` makes the cost
+            follow the forget set or its coreset, `retain` passes over the whole retain set.
+        holdout_fraction: part of the held-out data that becomes the holdout set, where the
+            request does not say.
+        num_workers: processes that fetch ahead.
+        pin_memory: copy batches to pinned memory, for faster transfer to a GPU.
+        collate: makes a batch of a list of dicts.
+        seed: of the order of batches; that of `seed_everything` if not given.
+    """
+
+    def __init__(
+        self,
+        request: ForgetRequest | None = None,
+        batch_size: int = 64,
+        forget_batch_size: int | None = None,
+        epoch: Literal["forget", "retain"] = "forget",
+        holdout_fraction: float = 0.5,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        collate: Callable | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("batch_size", batch_size), ("forget_batch_size", forget_batch_size)):
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}")
+        if not 0 < holdout_fraction < 1:
+            raise ValueError(f"`holdout_fraction` must be in (0, 1), got {holdout_fraction}")
+        if num_workers < 0:
+            raise ValueError(f"`num_workers` must be at least 0, got {num_workers}")
+        self.request = request
+        self.batch_size = batch_size
+        self.forget_batch_size = forget_batch_size or batch_size
+        self.epoch = epoch
+        self.holdout_fraction = holdout_fraction
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
+        self.collate = collate or default_collate
+        self.seed = seed if seed is not None else int(os.environ.get("PL_GLOBAL_SEED", 0))
+        self.step = 0
+        self.manifest: Manifest | None = None
+        self._coreset: Tensor | None = None
+        self._weights: Tensor | None = None
+        self._pools: Pools | None = None
+
+    def load(self) -> Pools:
+        """Read the data."""
+        raise NotImplementedError(f"{type(self).__name__} must define `load`")
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load the data and split it by the request; once."""
+        self.step = 0
+        if self._pools is None:
+            self._pools = self.load()
+            self._split(self._pools)
+        module = getattr(self.trainer, "lightning_module", None)
+        if stage == "fit" and self.request is None and module is not None:
+            mode = getattr(module, "loader_mode", "train")
+            if mode != "train":
+                raise ValueError(
+                    f"`request`: {type(module).__name__} needs to know what must go; give a "
+                    "forget request, such as ForgetClass or ForgetRandom"
+                )
+
+    def use_coreset(self, indices: Tensor | None, weights: Tensor | None = None) -> None:
+        """Narrow the forget batches to a coreset.
+
+        Args:
+            indices: `(k,)` positions into `forget_set`; none for all of it.
+            weights: `(k,)` weights of those samples in every mean.
+        """
+        self._coreset = None if indices is None else self.forget_set.positions[indices]
+        self._weights = None
+        if weights is not None and self._coreset is not None:
+            self._weights = torch.ones(len(self.train_set))
+            self._weights[self._coreset] = weights.float()
+
+    @property
+    def coreset(self) -> Tensor | None:
+        """`(k,)` training positions of the coreset, where there is one."""
+        return self._coreset
+
+    def train_dataloader(self) -> StepLoader:
+        """The steps of an epoch, as the model's `loader_mode` says."""
+        mode = getattr(getattr(self.trainer, "lightning_module", None), "loader_mode", "paired")
+        rank, world = self._rank()
+        plan, length = self._plan(mode, rank, world)
+        return StepLoader(
+            Fetcher(self.train_set, self.seed, self._weights, self.collate),
+            plan,
+            length,
+            self._progress,
+            self._advance,
+            self.seed,
+            rank,
+            self.num_workers,
+            self.pin_memory,
+        )
+
+    def val_dataloader(self) -> list[SweepLoader]:
+        """Forget, retain, test and holdout set, in this order."""
+        rank, world = self._rank()
+        splits = (self.forget_set, self.retain_set, self.test_set, self.holdout_set)
+        return [self.sweep(View(s.dataset, s.positions[rank::world])) for s in splits]
+
+    test_dataloader = val_dataloader
+    predict_dataloader = val_dataloader
+
+    def sweep(self, dataset: View | Dataset) -> SweepLoader:
+        """Every sample of a set once, in order, as batches."""
+        if not isinstance(dataset, View):
+            dataset = View(dataset, torch.arange(len(dataset)))
+        fetcher = Fetcher(dataset.dataset, self.seed, None, self.collate)
+        return SweepLoader(fetcher, dataset.positions, self.batch_size, self.num_workers)
+
+    def forget_batches(self) -> Iterator[dict[str, Any]]:
+        """The forget set, or its coreset, once and in order, on the model's device."""
+        positions = self.forget_set.positions if self._coreset is None else self._coreset
+        yield from self._on_device(self.sweep(View(self.train_set, positions)))
+
+    def retain_batches(self) -> Iterator[dict[str, Any]]:
+        """The retain set once and in order, on the model's device."""
+        yield from self._on_device(self.sweep(self.retain_set))
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs: how far it was, and what was asked."""
+        return {"step": self.step, "manifest": self.manifest.to_dict() if self.manifest else None}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where a checkpoint was made, if it was made for the same request and data."""
+        before, now = state_dict["manifest"], self.manifest
+        if before is not None and now is not None:
+            differences = now.differences(Manifest.from_dict(before))
+            if differences:
+                raise ValueError(
+                    "the checkpoint was made for another request or other data: "
+                    f"{'; '.join(differences)}; resume with what it was made for, or start anew "
+                    "without --ckpt_path"
+                )
+        self.step = state_dict["step"]
+
+    def _split(self, pools: Pools) -> None:
+        n, m = len(pools.train), len(pools.held_out)
+        forget = np.empty(0, dtype=np.int64)
+        holdout, drawn = self._random_holdout(m), _RANDOM_HOLDOUT
+        if self.request is not None:
+            forget = self.request.resolve(pools.columns, n)
+            matched = self.request.matches(pools.held_out_columns, m)
+            if matched is not None and 0 < matched.sum() < m:
+                holdout, drawn = matched, _MATCHED_HOLDOUT
+            _refuse_overlap(pools, forget)
+        kept = np.ones(n, dtype=bool)
+        kept[forget] = False
+        self.train_set = pools.train
+        self.forget_set = View(pools.train, torch.from_numpy(forget))
+        self.retain_set = View(pools.train, torch.from_numpy(np.flatnonzero(kept)))
+        self.test_set = View(pools.held_out, torch.from_numpy(np.flatnonzero(~holdout)))
+        self.holdout_set = View(pools.held_out, torch.from_numpy(np.flatnonzero(holdout)))
+        if self.request is not None:
+            self.manifest = Manifest.create(
+                dataset=pools.name,
+                fingerprint=fingerprint(pools.content or pools.columns, n),
+                request=self.request,
+                forget=forget,
+                train=n,
+                test=len(self.test_set),
+                holdout=len(self.holdout_set),
+                holdout_drawn=drawn,
+            )
+
+    def _random_holdout(self, m: int) -> np.ndarray:
+        chosen = np.zeros(m, dtype=bool)
+        order = np.random.default_rng(mix(m)).permutation(m)
+        chosen[order[: round(self.holdout_fraction * m)]] = True
+        return chosen
+
+    def _plan(self, mode: str, rank: int, world: int) -> tuple[Callable[[int], Any], int]:
+        def cycle(name: str, whole: bool, shuffle: bool = True) -> Cycle:
+            positions = {
+                "train": lambda: torch.arange(len(self.train_set)),
+                "retain": lambda: self.retain_set.positions,
+                "forget": lambda: (
+                    self.forget_set.positions if self._coreset is None else self._coreset
+                ),
+            }[name]()
+            size = self.forget_batch_size if name == "forget" else self.batch_size
+            seed = mix(self.seed, {"train": 0, "retain": 1, "forget": 2}[name])
+            return Cycle(positions, size, seed, whole, shuffle, rank, world)
+
+        if mode in ("train", "retrain"):
+            walk = cycle("train" if mode == "train" else "retain", True)
+            return walk.__getitem__, len(walk)
+        if mode in ("forget", "retain"):
+            walk = cycle(mode, True)
+            other = "retain" if mode == "forget" else "forget"
+            return lambda t: {mode: walk[t], other: None}, len(walk)
+        if mode == "single_pass":
+            f, r = cycle("forget", True, False), cycle("retain", True, False)
+            return lambda t: {
+                "forget": f[t] if t < len(f) else None,
+                "retain": r[t] if t < len(r) else None,
+            }, max(len(f), len(r))
+        by_forget = self.epoch == "forget"
+        f, r = cycle("forget", by_forget), cycle("retain", not by_forget)
+        if mode == "paired":
+            return lambda t: {"forget": f[t], "retain": r[t]}, len(f if by_forget else r)
+        if mode == "sequential":
+            first, second = len(f), len(f) if by_forget else len(r)
+            f = cycle("forget", True)
+
+            def plan(t: int) -> dict[str, Pick | None]:
+                epoch, k = divmod(t, first + second)
+                if k < first:
+                    return {"forget": f[epoch * first + k], "retain": None}
+                return {"forget": None, "retain": r[epoch * second + k - first]}
+
+            return plan, first + second
+        raise ValueError(
+            f"`loader_mode` must be paired, sequential, forget, retain, single_pass, train or "
+            f"retrain, got {mode!r}"
+        )
+
+    def _rank(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def _progress(self) -> tuple[int, int]:
+        if self.trainer is None or not self.trainer.training:
+            return self.step, 0
+        return self.step, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+    def _advance(self) -> None:
+        self.step += 1
+
+    def _on_device(self, batches: SweepLoader) -> Iterator[dict[str, Any]]:
+        for batch in batches:
+            yield self.trainer.strategy.batch_to_device(batch)
+
+
+def _refuse_overlap(pools: Pools, forget: np.ndarray) -> None:
+    if "id" not in pools.columns or "id" not in pools.held_out_columns:
+        return
+    asked = pools.columns["id"][forget]
+    both = np.intersect1d(asked, pools.held_out_columns["id"])
+    if len(both):
+        raise ValueError(
+            f"`request`: {len(both)} samples of the forget set are also held out, the first with "
+            f"id {both[0]!r}; take them out of the test and holdout data"
+        )

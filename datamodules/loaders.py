@@ -1,0 +1,293 @@
+"""Loaders whose order is a pure function of a seed and a step, so that a resumed run is exact.
+
+Stock shuffling loaders lose their order, their augmentation and their random state when a run is
+resumed. Here step t always yields the same samples, drawn with the same random numbers, whatever
+the number of workers: nothing but t has to be remembered.
+"""
+
+import random
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+__all__ = ["Cycle", "Fetcher", "Pick", "StepLoader", "SweepLoader", "ignore_signals", "mix"]
+
+_MASK = (1 << 63) - 1
+
+
+def mix(*numbers: int) -> int:
+    """Hash integers into one seed in [0, 2⁶³) (the finaliser of splitmix64, chained)."""
+    state = 0
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) & ((1 << 64) - 1)
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & ((1 << 64) - 1)
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & ((1 << 64) - 1)
+        state ^= state >> 31
+    return state & _MASK
+
+
+@dataclass(frozen=True)
+class Pick:
+    """Which samples make a batch.
+
+    Args:
+        positions: `(B,)` positions in the dataset.
+        cycles: `(B,)` how often each was visited before; keys its augmentation.
+    """
+
+    positions: Tensor
+    cycles: Tensor
+
+
+class Cycle:
+    """An endless, reshuffled walk over positions; batch i of it is a pure function of i.
+
+    Args:
+        positions: `(n,)` positions in the dataset.
+        batch_size: of one process.
+        seed: of the order.
+        whole_passes: end every pass with a short batch, instead of filling it from the next pass.
+        shuffle: or keep the given order.
+        rank: of this process, among `world`; a global batch is dealt out among them.
+        world: number of processes.
+    """
+
+    def __init__(
+        self,
+        positions: Tensor,
+        batch_size: int,
+        seed: int,
+        whole_passes: bool,
+        shuffle: bool = True,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.positions = positions
+        self.batch = batch_size * world
+        self.seed = seed
+        self.whole_passes = whole_passes
+        self.shuffle = shuffle
+        self.rank, self.world = rank, world
+        self._order: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        """Batches in one pass."""
+        return -(-len(self.positions) // self.batch)
+
+    def __getitem__(self, i: int) -> Pick:
+        n = len(self.positions)
+        if self.whole_passes:
+            cycle, k = divmod(i, len(self))
+            parts = [(cycle, k * self.batch, min(n, (k + 1) * self.batch))]
+        else:
+            parts, start, left = [], i * self.batch, self.batch
+            while left:
+                cycle, offset = divmod(start, n)
+                take = min(left, n - offset)
+                parts.append((cycle, offset, offset + take))
+                start, left = start + take, left - take
+        positions = torch.cat([self._pass(c)[a:b] for c, a, b in parts])
+        cycles = torch.cat([torch.full((b - a,), c) for c, a, b in parts])
+        if self.world > 1:
+            mine = slice(self.rank, None, self.world) if len(positions) > self.rank else slice(1)
+            positions, cycles = positions[mine], cycles[mine]
+        return Pick(positions, cycles)
+
+    def _pass(self, cycle: int) -> Tensor:
+        if not self.shuffle:
+            return self.positions
+        if cycle not in self._order:
+            generator = torch.Generator().manual_seed(mix(self.seed, cycle))
+            order = torch.randperm(len(self.positions), generator=generator)
+            self._order = {k: v for k, v in self._order.items() if k == cycle - 1}
+            self._order[cycle] = self.positions[order]
+        return self._order[cycle]
+
+
+class Fetcher(Dataset):
+    """Turns picks into batches: dicts with `index`, and `weight` where weights are given.
+
+    Items that are `(x, y)` become `input` and `target`. What an item draws at random (an
+    augmentation) is keyed by seed, cycle and position, and so the same in any worker.
+    """
+
+    def __init__(
+        self, dataset: Dataset, seed: int, weights: Tensor | None = None,
+        collate: Callable = default_collate,
+    ) -> None:  # fmt: skip
+        self.dataset = dataset
+        self.seed = seed
+        self.weights = weights
+        self.collate = collate
+
+    def __getitem__(self, picks: dict[str, Pick | None] | Pick) -> Any:
+        if isinstance(picks, Pick):
+            return self.batch(picks)
+        return {
+            name: None if pick is None else self.batch(pick, name == "forget")
+            for name, pick in picks.items()
+        }
+
+    def batch(self, pick: Pick, weighted: bool = False) -> dict[str, Any]:
+        """One collated batch."""
+        if hasattr(self.dataset, "batch"):
+            batch = dict(self.dataset.batch(pick.positions))
+        else:
+            with _random_state_kept():
+                rows = []
+                for position, cycle in zip(
+                    pick.positions.tolist(), pick.cycles.tolist(), strict=True
+                ):
+                    _seed_all(mix(self.seed, cycle, position))
+                    rows.append(_as_dict(self.dataset[position]))
+            batch = self.collate(rows)
+        batch["index"] = pick.positions
+        if weighted and self.weights is not None:
+            batch["weight"] = self.weights[pick.positions]
+        return batch
+
+
+class StepLoader:
+    """Yields the batches of the steps that are left in the epoch.
+
+    Before each batch the global random state is set from (seed, rank, step), so that whatever a
+    step draws (dropout, noise, random labels) is the same after a resume.
+
+    Args:
+        fetcher: makes batches.
+        plan: step number → picks; a pure function.
+        length: steps of an epoch.
+        progress: `(step, done)`: the next step's number and how many of this epoch are done.
+        advance: called after each batch is handed out.
+        seed: of the random state of steps.
+        rank: of this process.
+        num_workers: processes that fetch ahead.
+        pin_memory: copy batches to pinned memory, for faster transfer to a GPU.
+    """
+
+    def __init__(
+        self,
+        fetcher: Fetcher,
+        plan: Callable[[int], Any],
+        length: int,
+        progress: Callable[[], tuple[int, int]],
+        advance: Callable[[], None],
+        seed: int,
+        rank: int = 0,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        self.fetcher = fetcher
+        self.plan = plan
+        self.length = length
+        self.progress = progress
+        self.advance = advance
+        self.seed = mix(seed, rank)
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Any]:
+        step, done = self.progress()
+        steps = range(step, step + self.length - done)
+        batches = _fetch(
+            self.fetcher, map(self.plan, steps), self.num_workers, self.pin_memory
+        )
+        for number, batch in zip(steps, batches, strict=True):
+            self.advance()
+            _seed_all(mix(self.seed, number))
+            yield batch
+
+
+class SweepLoader:
+    """Every given position once, in order: for measuring.
+
+    Args:
+        fetcher: makes batches.
+        positions: `(n,)` positions in its dataset.
+        batch_size: samples of a batch.
+        num_workers: processes that fetch ahead.
+    """
+
+    def __init__(
+        self, fetcher: Fetcher, positions: Tensor, batch_size: int, num_workers: int = 0
+    ) -> None:
+        self.fetcher = fetcher
+        self.positions = positions
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+
+    def __len__(self) -> int:
+        return -(-len(self.positions) // self.batch_size)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        chunks = self.positions.split(self.batch_size) if len(self.positions) else ()
+        picks = (Pick(chunk, torch.zeros_like(chunk)) for chunk in chunks)
+        yield from _fetch(self.fetcher, picks, self.num_workers, False)
+
+
+def ignore_signals(_: int = 0) -> None:
+    """Worker processes leave the signals of a job scheduler to the main process."""
+    for name in ("SIGTERM", "SIGUSR1", "SIGUSR2"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+def _fetch(
+    fetcher: Fetcher, picks: Iterable[Any], num_workers: int, pin_memory: bool
+) -> Iterator[Any]:
+    if num_workers == 0 and not pin_memory:
+        yield from map(fetcher.__getitem__, picks)
+        return
+    yield from DataLoader(
+        fetcher,
+        batch_size=None,
+        sampler=picks,
+        num_workers=num_workers,
+        collate_fn=_identity,
+        generator=torch.Generator().manual_seed(0),
+        worker_init_fn=ignore_signals,
+        pin_memory=pin_memory,
+    )
+
+
+def _identity(batch: Any) -> Any:
+    return batch
+
+
+def _as_dict(item: Any) -> dict[str, Any]:
+    if isinstance(item, dict):
+        return item
+    if isinstance(item, (tuple, list)) and len(item) == 2:
+        return {"input": item[0], "target": item[1]}
+    raise TypeError(
+        f"a dataset must yield (input, target) pairs or dicts, got {type(item).__name__}"
+        f"{f' of length {len(item)}' if isinstance(item, (tuple, list)) else ''}"
+    )
+
+
+def _seed_all(seed: int) -> None:
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    kept = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(kept[0])
+        random.setstate(kept[1])
+        np.random.set_state(kept[2])

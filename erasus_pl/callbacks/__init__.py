@@ -1,0 +1,6 @@
+"""Small, general callbacks and plugins."""
+
+from erasus_pl.callbacks.atomic_io import AtomicCheckpointIO
+from erasus_pl.callbacks.recorder import Recorder
+
+__all__ = ["AtomicCheckpointIO", "Recorder"]

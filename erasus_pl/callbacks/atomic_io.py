@@ -1,0 +1,83 @@
+"""Checkpoints that are either whole or not there, and that never run code when read."""
+
+import os
+import pickle
+import secrets
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+__all__ = ["AtomicCheckpointIO", "save_atomically"]
+
+
+def save_atomically(content: Any, path: Path) -> None:
+    """Write with `torch.save` to a temporary name in the same folder, then rename.
+
+    Raises:
+        OSError: the disk is full or not writable; an earlier file of that name is intact.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with part.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes to a temporary name and renames; reads with `weights_only=True`, always."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            OSError: the disk is full or not writable; the previous checkpoint is intact.
+        """
+        try:
+            save_atomically(checkpoint, Path(path))
+        except (OSError, RuntimeError) as error:
+            raise OSError(
+                f"checkpoint {str(path)!r} was not written ({error}); the previous one is intact: "
+                "free some disk space and resume with --ckpt_path last"
+            ) from error
+
+    def load_checkpoint(
+        self, path: str | os.PathLike, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is truncated, no checkpoint, or could run code.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"`ckpt_path`: there is no checkpoint {str(path)!r}; start without --ckpt_path, or "
+                "give the path of a .ckpt file"
+            )
+        try:
+            content = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise ValueError(
+                f"`ckpt_path`: {str(path)!r} holds more than tensors and plain values and was not "
+                "loaded, since loading it could run code"
+            ) from error
+        except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"`ckpt_path`: {str(path)!r} is truncated or no checkpoint; use an earlier one"
+            ) from error
+        if not isinstance(content, dict) or "state_dict" not in content or "loops" not in content:
+            raise ValueError(
+                f"`ckpt_path`: {str(path)!r} is no checkpoint of a run and cannot be resumed; give "
+                "the weights of an original as `checkpoint` of the task instead"
+            )
+        return content

@@ -1,0 +1,348 @@
+"""The command line: Lightning's own verbs, and the evidence around `fit`."""
+
+import copy
+import platform
+import subprocess
+import sys
+import traceback
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger
+
+import datamodules  # noqa: F401
+import erasus_pl.selectors  # noqa: F401
+import erasus_pl.strategies  # noqa: F401
+import erasus_pl.tasks  # noqa: F401
+from erasus_pl.callbacks import AtomicCheckpointIO, Recorder
+from erasus_pl.evaluation.gold import Kept, cache_key
+from erasus_pl.requests import ForgetRequest
+from erasus_pl.selectors import Selector
+from erasus_pl.strategies import Strategy
+from erasus_pl.tasks import Task
+
+__all__ = ["ErasusCLI", "EvidenceOptions", "UnlearningTrainer", "run"]
+
+_OURS = ("erasus_pl", "datamodules")
+
+
+@dataclass
+class EvidenceOptions:
+    """What `fit` and `evaluate` hold the unlearned model against.
+
+    Args:
+        enabled: measure and write the report when `fit` ends.
+        retrained: models to retrain from scratch as gold, of different seeds; two give the noise
+            floor, 0 switches retraining off and leaves a weaker statement.
+        cache: folder where trained originals and retrained models are kept and found again.
+    """
+
+    enabled: bool = True
+    retrained: int = 2
+    cache: str = "runs/cache"
+
+
+class UnlearningTrainer(Trainer):
+    """Lightning's Trainer with the verb `evaluate`."""
+
+    def evaluate(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str = "last",
+    ) -> None:
+        """Measure an unlearned checkpoint against original and retrained, and write the report."""
+        if not isinstance(model, Strategy):
+            raise TypeError(
+                f"`model`: evaluate needs the strategy of a run, got {type(model).__name__}; use "
+                "validate or test for a task"
+            )
+        if ckpt_path == "last":
+            ckpt_path = str(Path(self.default_root_dir) / "checkpoints" / "last.ckpt")
+        content = AtomicCheckpointIO().load_checkpoint(ckpt_path)
+        datamodule.setup("validate")
+        datamodule.load_state_dict(content[type(datamodule).__qualname__])
+        model.load_state_dict(content["state_dict"])
+        for callback in self.callbacks:
+            if callback.state_key in content["callbacks"]:
+                callback.load_state_dict(content["callbacks"][callback.state_key])
+
+
+class ErasusCLI(LightningCLI):
+    """Lightning's command line; `fit` on a strategy trains the original, unlearns, and reports."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Verbs, and the arguments of each that are no flags."""
+        return {**LightningCLI.subcommands(), "evaluate": {"model", "datamodule"}}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Parts of a run file beside `trainer`, `model` and `data`."""
+        parser.add_subclass_arguments(Task, "task", required=False, help="What is unlearned.")
+        parser.add_subclass_arguments(
+            ForgetRequest, "request", required=False, help="What must go."
+        )
+        parser.link_arguments("task", "model.init_args.task", apply_on="instantiate")
+        parser.link_arguments("request", "data.init_args.request", apply_on="instantiate")
+        parser.add_class_arguments(EvidenceOptions, "evidence")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.save_last": True,
+                "checkpoint.save_top_k": 0,
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """A checkpoint holds no configuration: config.yaml is the record."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer, with the run's folder, exact checkpoints and the recorder."""
+        settings = self.config_init[self.subcommand]
+        given = settings["trainer"]
+        root = given.get("default_root_dir")
+        self.run_dir = Path(root if root is not None else self._default_folder())
+        kwargs["default_root_dir"] = str(self.run_dir)
+        plugins = given.get("plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
+        if given.get("logger") in (None, True):
+            kwargs["logger"] = (
+                CSVLogger(self.run_dir, name="", version="") if self.subcommand == "fit" else False
+            )
+        checkpoint = settings["checkpoint"]
+        if checkpoint.dirpath is None:
+            checkpoint.dirpath = str(self.run_dir / "checkpoints")
+        self.recorder = Recorder()
+        kwargs["callbacks"] = [self.recorder, *(given.get("callbacks") or [])]
+        return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        """Give the strategy a trained original."""
+        resumed = self.config.fit.get("ckpt_path")
+        last = self.run_dir / "checkpoints" / "last.ckpt"
+        if not resumed and last.exists():
+            last.replace(last.with_name("previous.ckpt"))
+        self._check()
+        if isinstance(self.model, Strategy):
+            self._original()
+
+    def after_fit(self) -> None:
+        """Measure and report."""
+        if isinstance(self.model, Strategy) and self._settings.evidence.enabled:
+            self._report()
+
+    def before_evaluate(self) -> None:
+        """Read or train the original."""
+        self._check()
+        if isinstance(self.model, Strategy):
+            self._original()
+
+    def after_evaluate(self) -> None:
+        """Measure and report."""
+        self._report()
+
+    @property
+    def _settings(self) -> Any:
+        return self.config[self.subcommand]
+
+    def _default_folder(self) -> str:
+        configs = self._settings.get("config") or []
+        name = Path(str(configs[0])).stem if configs else type(self.model).__name__.lower()
+        return str(Path("runs") / name)
+
+    def _check(self) -> None:
+        self.datamodule.setup("validate")
+        task = self.model.task if isinstance(self.model, Strategy) else self.model
+        if isinstance(task, Task):
+            _check_fit(task, self.datamodule)
+
+    def _original(self) -> None:
+        settings, task = self._settings, self.model.task
+        names = ("accelerator", "strategy", "devices", "num_nodes", "precision")
+        trainer = {k: settings.trainer[k] for k in names}
+        trainer["enable_progress_bar"] = settings.trainer.enable_progress_bar
+        if isinstance(trainer["strategy"], str) is False:
+            trainer.pop("strategy")
+        self.kept = Kept(settings.evidence.cache, trainer)
+        recipe = settings.get("task") or settings.model.init_args.get("task")
+        data = {
+            k: v
+            for k, v in settings.data.as_dict()["init_args"].items()
+            if k not in ("request", "num_workers", "pin_memory", "epoch", "forget_batch_size")
+        }
+        self._seed = self.datamodule.seed
+        self._parts = {
+            "task": recipe.as_dict(),
+            "data": [settings.data.class_path, data],
+            "content": self.datamodule.manifest.fingerprint if self.datamodule.manifest else None,
+        }
+        self.seconds: dict[str, float] = {}
+        if task.checkpoint is not None:
+            _say(f"original: the weights of {task.checkpoint}")
+        else:
+            _say("original: looking for a trained model …")
+            key = cache_key(**self._parts, seed=self._seed)
+            model, seconds, found = self.kept.get(
+                "original", key, task, self.datamodule, "train", self._seed
+            )
+            task.network.load_state_dict(model.network.state_dict())
+            self.seconds["original"] = seconds
+            _say(f"original: {'reused, trained before' if found else 'trained'} in {seconds:.1f} s")
+        self.original = copy.deepcopy(task).eval()
+        self._set_seed()
+
+    def _gold(self) -> list[Task]:
+        gold = []
+        for i in range(self._settings.evidence.retrained):
+            seed = self._seed + 1 + i
+            key = cache_key(
+                **self._parts, seed=seed, forget=self.datamodule.manifest.forget_sha256
+            )
+            model, seconds, found = self.kept.get(
+                "retrained", key, self.original, self.datamodule, "retrain", seed
+            )
+            gold.append(model)
+            name = "retrained" if i == 0 else f"retrained_{i + 1}"
+            self.seconds[name] = seconds
+            how = "reused, trained before" if found else "trained"
+            _say(f"{name.replace('_', ' (seed ')}{')' if i else ''}: {how} in {seconds:.1f} s")
+        return gold
+
+    def _report(self) -> None:
+        from erasus_pl.evaluation.compare import compare
+        from erasus_pl.evaluation.terminal import show
+
+        self.model.eval()
+        gold = self._gold()
+        self.seconds["unlearned"] = self.recorder.seconds
+        selector = next((c for c in self.trainer.callbacks if isinstance(c, Selector)), None)
+        coreset = None
+        if selector is not None:
+            coreset = {
+                "size": len(selector.state_dict()["indices"]),
+                "of": len(self.datamodule.forget_set),
+                "selector": type(selector).__name__,
+                "seconds": selector.seconds,
+            }
+        evidence = compare(
+            self.original.cpu(),
+            self.model.task.cpu(),
+            gold or None,
+            self.datamodule,
+            seconds=self.seconds,
+            run={
+                "name": self.run_dir.name,
+                "strategy": type(self.model).__name__,
+                "paper": self.model.paper,
+                "seed": self._settings.seed_everything,
+                "started": datetime.now(UTC).isoformat(timespec="seconds"),
+                "versions": {
+                    p: version(p) for p in ("erasus-pl", "torch", "lightning", "torchmetrics")
+                },
+                "python": platform.python_version(),
+                "machine": f"{platform.system()} {platform.machine()}, "
+                f"{torch.get_num_threads()} threads",
+                "git": _git_revision(),
+                "config": self._parser(self.subcommand).dump(self._settings, skip_link_targets=False),
+            },
+            coreset=coreset,
+            curves=self.recorder.curves,
+        )
+        evidence.write(self.run_dir)
+        show(evidence)
+        _say(f"report: {self.run_dir / 'report.html'}")
+
+
+class _SaveConfig(SaveConfigCallback):
+    """Writes config.yaml beside the report, for `fit` alone."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and trainer.is_global_zero:
+            folder = Path(trainer.default_root_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            self.parser.save(
+                self.config, folder / "config.yaml", skip_none=False, overwrite=True,
+                multifile=False,
+            )  # fmt: skip
+
+
+class _UsageError(Exception):
+    """What the user gave cannot be used; one line."""
+
+
+class _Parser(LightningArgumentParser):
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise _UsageError(message) from ex
+
+
+def run(args: list[str] | None = None) -> int:
+    """Run a verb; returns the exit status.
+
+    What the user can mend is printed as one line; anything else keeps its traceback.
+    """
+    try:
+        ErasusCLI(
+            trainer_class=UnlearningTrainer,
+            save_config_callback=_SaveConfig,
+            seed_everything_default=0,
+            parser_kwargs={"prog": "erasus_pl"},
+            parser_class=_Parser,
+            auto_configure_optimizers=False,
+            args=args,
+        )
+    except _UsageError as error:
+        return _complain(str(error))
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        if not _is_ours(error):
+            raise
+        return _complain(str(error))
+    return 0
+
+
+def _complain(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def _is_ours(error: BaseException) -> bool:
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return frames[-1].f_globals.get("__name__", "").split(".")[0] in _OURS
+
+
+def _say(text: str) -> None:
+    print(f"erasus_pl · {text}", flush=True)
+
+
+def _check_fit(task: Task, data: LightningDataModule) -> None:
+    batch = next(iter(data.sweep(data.retain_set)))
+    training = task.training
+    try:
+        with torch.no_grad():
+            task.eval().per_sample_loss(task(batch), batch)
+    except (RuntimeError, IndexError, KeyError, TypeError) as error:
+        shapes = {k: tuple(v.shape) for k, v in batch.items() if isinstance(v, torch.Tensor)}
+        raise ValueError(
+            f"`data`: batches of {shapes} do not fit {type(task).__name__} over "
+            f"{type(task.network).__name__}: {error}"
+        ) from error
+    finally:
+        task.train(training)
+
+
+def _git_revision() -> str | None:
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return None
+    return found.stdout.strip() or None

@@ -1,0 +1,154 @@
+"""The contract of a selector: pick the part of the forget set that is worth the work."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from erasus_pl.strategies.base import Strategy
+from erasus_pl.tasks.base import Batch
+
+__all__ = ["Coreset", "Selector"]
+
+
+@dataclass(frozen=True)
+class Coreset:
+    """What a selector picked.
+
+    Args:
+        indices: `(k,)` positions into the dataset it was given.
+        weights: `(k,)` positive weights of those samples in every mean, or none.
+    """
+
+    indices: Tensor
+    weights: Tensor | None = None
+
+
+class Selector(Callback):
+    """Picks a coreset of the forget set before the first step.
+
+    Fill in `scores(strategy, dataset)`, higher meaning more worth the work, or, for methods that
+    pick a set as a whole, `select(strategy, dataset, k)`. The pick is kept in checkpoints, so that
+    a resumed run does not pick again.
+
+    Args:
+        fraction: part of the forget set to keep, in (0, 1].
+        k: number of samples to keep; give either `fraction` or `k`.
+        seed: of whatever the selector draws.
+    """
+
+    requires: ClassVar[tuple[str, ...]] = ()
+    paper: ClassVar[dict[str, Any]] = {}
+
+    def __init__(
+        self, fraction: float | None = None, k: int | None = None, seed: int = 0
+    ) -> None:
+        if (fraction is None) == (k is None):
+            raise ValueError(
+                f"give exactly one of `fraction` and `k`, got fraction={fraction} and k={k}"
+            )
+        if fraction is not None and not 0 < fraction <= 1:
+            raise ValueError(f"`fraction` must be in (0, 1], got {fraction}")
+        if k is not None and k < 1:
+            raise ValueError(f"`k` must be at least 1, got {k}")
+        self.fraction = fraction
+        self.k = k
+        self.seed = seed
+        self.seconds: float | None = None
+        self._picked: dict[str, Tensor | None] = {}
+
+    def scores(self, strategy: Strategy, dataset: Dataset) -> Tensor:
+        """Score every sample of the dataset, `(n,)`; the highest are kept."""
+        raise NotImplementedError(f"{type(self).__name__} must define `scores` or `select`")
+
+    def select(self, strategy: Strategy, dataset: Dataset, k: int) -> Coreset:
+        """Pick k samples: here those with the highest score; ties go to the first."""
+        scores = self.scores(strategy, dataset)
+        if scores.shape != (len(dataset),):
+            raise ValueError(
+                f"{type(self).__name__}.scores must return one score per sample, "
+                f"({len(dataset)},), got {tuple(scores.shape)}"
+            )
+        best = scores.cpu().sort(descending=True, stable=True).indices[:k]
+        return Coreset(best.sort().values)
+
+    def batches(self, strategy: Strategy, dataset: Dataset) -> Iterator[Batch]:
+        """The dataset in its own order, as collated batches on the strategy's device."""
+        for batch in strategy.trainer.datamodule.sweep(dataset):
+            yield strategy.trainer.strategy.batch_to_device(batch)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Pick, or take up the pick of the run that is resumed, and hand it to the data."""
+        if not isinstance(pl_module, Strategy):
+            raise TypeError(
+                f"{type(self).__name__} selects for a Strategy, and the model is a "
+                f"{type(pl_module).__name__}; remove it from trainer.callbacks"
+            )
+        data = trainer.datamodule
+        if not self._picked:
+            missing = sorted(set(self.requires) - pl_module.task.capabilities)
+            if missing:
+                raise TypeError(
+                    f"{type(self).__name__} needs a task with {missing}, and "
+                    f"{type(pl_module.task).__name__} over "
+                    f"{type(pl_module.task.network).__name__} has none"
+                )
+            start = time.perf_counter()
+            dataset = data.forget_set
+            k = self.size(len(dataset))
+            modes = {m: m.training for m in pl_module.modules()}
+            pl_module.eval()
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.seed)
+                coreset = self.select(pl_module, dataset, k)
+            for module, mode in modes.items():
+                module.training = mode
+            _check(coreset, k, len(dataset), type(self).__name__)
+            self._picked = {
+                "indices": trainer.strategy.broadcast(coreset.indices.cpu().long()),
+                "weights": trainer.strategy.broadcast(coreset.weights),
+            }
+            self.seconds = time.perf_counter() - start
+        data.use_coreset(self._picked["indices"], self._picked["weights"])
+        for logger in trainer.loggers:
+            logger.log_metrics(
+                {
+                    "coreset/size": float(len(self._picked["indices"])),
+                    "coreset/seconds": self.seconds or 0.0,
+                },
+                step=trainer.global_step,
+            )
+
+    def size(self, n: int) -> int:
+        """How many of n samples to keep."""
+        if self.k is None:
+            return max(1, round(self.fraction * n))
+        if self.k > n:
+            raise ValueError(f"`k` must be at most the size of the forget set, {n}, got {self.k}")
+        return self.k
+
+    def state_dict(self) -> dict[str, Any]:
+        """The pick and what it cost."""
+        return {**self._picked, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the pick of the run that is resumed."""
+        self.seconds = state_dict["seconds"]
+        self._picked = {k: v for k, v in state_dict.items() if k != "seconds"}
+
+
+def _check(coreset: Coreset, k: int, n: int, name: str) -> None:
+    indices = coreset.indices
+    if indices.shape != (k,) or indices.unique().numel() != k:
+        raise ValueError(f"{name}.select must return {k} distinct positions, got {indices.shape}")
+    if indices.min() < 0 or indices.max() >= n:
+        raise ValueError(f"{name}.select must return positions in [0, {n}), got {indices}")
+    if coreset.weights is not None and (
+        coreset.weights.shape != (k,) or not bool((coreset.weights > 0).all())
+    ):
+        raise ValueError(f"{name}.select must return {k} positive weights, got {coreset.weights}")

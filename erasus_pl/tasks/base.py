@@ -1,0 +1,324 @@
+"""What a model is for: its network, its loss per sample, and the quantities every strategy needs."""
+
+import copy
+import pickle
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MetricCollection
+
+__all__ = ["SPLITS", "Batch", "OptimizerCallable", "SchedulerCallable", "Task", "read_weights"]
+
+Batch = dict[str, Any]
+OptimizerCallable = Callable[[Iterable], torch.optim.Optimizer]
+SchedulerCallable = Callable[[torch.optim.Optimizer], LRScheduler]
+
+SPLITS = ("forget", "retain", "test", "holdout")
+
+
+def read_weights(path: str | Path) -> Mapping[str, Tensor]:
+    """Read a state dict of tensors, from a Lightning checkpoint or a plain `torch.save`.
+
+    The file is read with ``weights_only=True``: code inside it is never run.
+
+    Args:
+        path: a `.ckpt` or `.pt` file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is truncated, not a checkpoint, or holds more than tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"`checkpoint`: there is no file {str(path)!r}; give the path of a .ckpt or .pt file"
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"`checkpoint`: {str(path)!r} holds more than tensors and was not loaded, since "
+            "loading it could run code; save the state dict alone: torch.save(model.state_dict())"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"`checkpoint`: {str(path)!r} is truncated or is no PyTorch file; save it again"
+        ) from error
+    if isinstance(content, Mapping) and "state_dict" in content:
+        content = content["state_dict"]
+    tensors = isinstance(content, Mapping) and all(isinstance(v, Tensor) for v in content.values())
+    if not tensors or not content:
+        raise ValueError(
+            f"`checkpoint`: {str(path)!r} holds no state dict; save one with "
+            "torch.save(model.state_dict(), path)"
+        )
+    return content
+
+
+class Task(LightningModule):
+    """A network with any loss on `(input, target)` batches; also trains the original.
+
+    A batch is a dict with `input`, `target`, `index` (B,) and, where a coreset is weighted,
+    `weight` (B,). Subclasses state what else they can do in `provides`.
+
+    Args:
+        network: the model that is unlearned, called as `network(batch["input"])`.
+        loss: per-sample loss of `(outputs, target)`; a torch loss module is used with
+            `reduction="none"`, and what it returns beyond the first dimension is averaged.
+        optimizer: trains the original and the retrained model; Adam with lr 1e-3 by default.
+        scheduler: learning-rate schedule of that training, stepped every epoch.
+        epochs: how long the original and the retrained model are trained.
+        checkpoint: weights of a trained original, read with `weights_only=True`.
+    """
+
+    provides: ClassVar[tuple[str, ...]] = ("features", "linear_head")
+    loader_mode: str = "train"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: Callable | None = None,
+        optimizer: OptimizerCallable | None = None,
+        scheduler: SchedulerCallable | None = None,
+        epochs: int = 30,
+        checkpoint: str | None = None,
+    ) -> None:
+        super().__init__()
+        if epochs < 1:
+            raise ValueError(f"`epochs` must be at least 1, got {epochs}")
+        self.network = network
+        self.loss_fn = _per_sample(loss) if loss is not None else None
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.epochs = epochs
+        self.checkpoint = checkpoint
+        if checkpoint is not None:
+            self.load_weights(checkpoint)
+        self.utility = nn.ModuleDict({split: self.metrics() for split in SPLITS})
+
+    @staticmethod
+    def from_module(module: nn.Module, loss: Callable | None = None, **options: Any) -> "Task":
+        """Wrap a plain network in one line.
+
+        Args:
+            module: any network, called with `batch["input"]`.
+            loss: none, or cross-entropy, makes a `ClassificationTask`; any other per-sample loss
+                of `(outputs, target)` a plain `Task`.
+            **options: passed to the task: `optimizer`, `epochs`, `checkpoint`, ….
+        """
+        from erasus_pl.tasks.classification import ClassificationTask
+
+        if loss is None or isinstance(loss, nn.CrossEntropyLoss):
+            return ClassificationTask(module, loss=loss, **options)
+        return Task(module, loss=loss, **options)
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What this very task can do: `provides`, less what its network lacks."""
+        found = set(self.provides)
+        if self._last_linear() is None:
+            found -= {"features", "linear_head"}
+        return frozenset(found)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The network's outputs for a batch."""
+        return self.network(batch["input"])
+
+    def per_sample_loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Loss of each sample, `(B,)`."""
+        if self.loss_fn is None:
+            raise TypeError(f"{type(self).__name__} has no loss: give `loss`, such as nn.MSELoss()")
+        return _rows(self.loss_fn(outputs, batch["target"]), len(batch["target"]))
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean loss of a batch; weighted by `batch["weight"]` where a coreset is weighted."""
+        return self.reduce(self.per_sample_loss(self(batch), batch), batch)
+
+    @staticmethod
+    def reduce(values: Tensor, batch: Batch) -> Tensor:
+        """Mean of `(B,)` values over the samples of a batch, by `batch["weight"]` if present."""
+        weight = batch.get("weight")
+        return values.mean() if weight is None else (values * weight).sum() / weight.sum()
+
+    def divergence(
+        self, outputs: Tensor, reference: Tensor, batch: Batch, temperature: float = 1.0
+    ) -> Tensor:
+        """KL(reference ‖ outputs) of each sample, `(B,)`, in nats; no T² factor."""
+        raise NotImplementedError(
+            f"{type(self).__name__} has no predictive distribution; use ClassificationTask, "
+            "CausalLMTask, or a subclass that defines `divergence`"
+        )
+
+    def score(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Confidence of each sample for membership attacks, `(B,)`; here the negative loss."""
+        return -self.per_sample_loss(outputs, batch)
+
+    def correct(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """How right each prediction is, `(B,)` in [0, 1]; NaN where that has no meaning."""
+        return torch.full((len(outputs),), float("nan"), device=outputs.device)
+
+    def random_targets(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
+        """A copy of the batch with targets drawn uniformly from all classes."""
+        raise NotImplementedError(
+            f"{type(self).__name__} has no classes to draw from; use ClassificationTask, "
+            "CausalLMTask, or a subclass that defines `random_targets`"
+        )
+
+    def predictions(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What the utility metrics compare: `(predictions, targets)`."""
+        return outputs, batch["target"]
+
+    def metrics(self) -> MetricCollection:
+        """Fresh utility metrics over `predictions`."""
+        return MetricCollection({})
+
+    @property
+    def head(self) -> nn.Linear:
+        """The last linear layer.
+
+        Raises:
+            TypeError: the network has none.
+        """
+        head = self._last_linear()
+        if head is None:
+            raise TypeError(f"`network` {type(self.network).__name__} has no nn.Linear layer")
+        return head
+
+    def features(self, batch: Batch) -> Tensor:
+        """Input of the last linear layer, `(B, d)`."""
+        return self.pool(self._head_input(batch), batch)
+
+    def pool(self, features: Tensor, batch: Batch) -> Tensor:
+        """Make features of `(B, …, d)` into `(B, d)`; here by the mean."""
+        return features if features.dim() == 2 else features.flatten(1, -2).mean(1)
+
+    def reset(self) -> None:
+        """Initialise every parameter and buffer anew, as retraining from scratch needs.
+
+        Raises:
+            TypeError: a module holds parameters and has no `reset_parameters` of its own.
+        """
+        _reset(self.network)
+
+    def load_weights(self, path: str | Path) -> None:
+        """Load the network's weights from a checkpoint of a network, a task or a strategy."""
+        found = read_weights(path)
+        own = self.network.state_dict()
+        for prefix in ("", "network.", "task.network."):
+            stripped = {
+                k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)
+            }
+            if stripped.keys() == own.keys():
+                break
+        else:
+            missing = sorted(own.keys() - found.keys())[:3]
+            raise ValueError(
+                f"`checkpoint`: {str(path)!r} is of another network: it lacks {missing}; give the "
+                "checkpoint of this task, or the network it was trained with"
+            )
+        for key, value in stripped.items():
+            if value.shape != own[key].shape:
+                raise ValueError(
+                    f"`checkpoint`: {str(path)!r} is of another network: {key} has shape "
+                    f"{tuple(value.shape)}, this network needs {tuple(own[key].shape)}"
+                )
+        self.network.load_state_dict(stripped)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One step of ordinary training."""
+        loss = self.loss(batch)
+        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+            self.log("loss", loss, prog_bar=True, batch_size=len(batch["index"]))
+        return loss
+
+    def evaluation_step(self, host: LightningModule, batch: Batch, split: str) -> None:
+        """Log loss and utility of one batch of a split through the module that is run."""
+        outputs = self(batch)
+        size = len(batch["index"])
+        host.log(
+            f"{split}/loss",
+            self.per_sample_loss(outputs, batch).mean(),
+            batch_size=size,
+            sync_dist=host.trainer.world_size > 1,
+            add_dataloader_idx=False,
+        )
+        metrics = self.utility[split]
+        if len(metrics):
+            metrics.update(*self.predictions(outputs, batch))
+            for name, metric in metrics.items():
+                host.log(
+                    f"{split}/{name}", metric, batch_size=size, add_dataloader_idx=False,
+                    metric_attribute=f"{'task.' if host is not self else ''}utility.{split}.{name}",
+                )
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Utility on one batch of the forget, retain, test or holdout set."""
+        self.evaluation_step(self, batch, SPLITS[dataloader_idx])
+
+    test_step = validation_step
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict:
+        """Outputs and dataset positions of a batch."""
+        return {"index": batch["index"], "outputs": self(batch)}
+
+    def configure_optimizers(self) -> Any:
+        """The training recipe of the original."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        optimizer = (
+            self.optimizer(parameters) if self.optimizer else torch.optim.Adam(parameters, lr=1e-3)
+        )
+        if self.scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": self.scheduler(optimizer)}
+
+    def _last_linear(self) -> nn.Linear | None:
+        linear = [m for m in self.network.modules() if isinstance(m, nn.Linear)]
+        return linear[-1] if linear else None
+
+    def _head_input(self, batch: Batch) -> Tensor:
+        seen: list[Tensor] = []
+        hook = self.head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        try:
+            self(batch)
+        finally:
+            hook.remove()
+        return seen[-1]
+
+
+def _per_sample(loss: Callable) -> Callable:
+    if hasattr(loss, "reduction"):
+        loss = copy.deepcopy(loss)
+        loss.reduction = "none"
+    return loss
+
+
+def _rows(values: Tensor, n: int) -> Tensor:
+    if values.dim() == 0 or len(values) != n:
+        raise ValueError(
+            f"`loss` must return one value per sample, shape ({n}, …), got {tuple(values.shape)}; "
+            'use reduction="none"'
+        )
+    return values if values.dim() == 1 else values.flatten(1).mean(1)
+
+
+def _reset(module: nn.Module) -> None:
+    reset = getattr(module, "reset_parameters", None)
+    if callable(reset):
+        reset()
+        if not list(module.children()):
+            return
+    elif module._parameters or module._buffers:
+        own = [k for k, v in (*module._parameters.items(), *module._buffers.items()) if v is not None]
+        persistent = [k for k in own if k not in module._non_persistent_buffers_set]
+        if persistent:
+            raise TypeError(
+                f"`network`: {type(module).__name__} holds {persistent} and has no "
+                "`reset_parameters`, so it cannot be retrained from scratch; add that method"
+            )
+    for child in module.children():
+        _reset(child)
