@@ -1,6 +1,7 @@
 # Everything from a fresh clone: `make quickstart`, `make test`. `make help` lists the rest.
 # An existing .venv is used as it is found, with what is missing installed into it.
 
+SHELL := bash
 VENV ?= .venv
 # What the test suite needs besides the core.
 EXTRAS ?= dev,mlflow,tabular
@@ -16,15 +17,15 @@ endif
 BIN := $(VENV)/bin
 INPUTS := pyproject.toml constraints.txt Makefile
 
-SHELL := bash
-
 # One line for each thing that pip downloads or installs; everything it said is in install.log.
 define install
 	@echo "Installing $(1) into $(VENV) (minutes the first time: PyTorch is large)"
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
 	@set -o pipefail; $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e "$(1)" 2>&1 \
 	| tee $(VENV)/install.log \
-	| awk '/^ *(Downloading|Building|Installing|Successfully|ERROR)/ { print "  " substr($$0, 1, 90); fflush() }' \
-	|| { tail -n 15 $(VENV)/install.log; echo "Installing failed; $(VENV)/install.log has all of it." >&2; exit 1; }
+	| awk '/^ *(Downloading|Installing collected|Successfully installed)/ { \
+		sub(/^ */, "  "); sub(/-(cp|py)[0-9.py]+-[^ ]*/, ""); print substr($$0, 1, 90); fflush() }' \
+	|| { tail -n 15 $(VENV)/install.log >&2; echo "Installing failed; $(VENV)/install.log has all of it." >&2; exit 1; }
 endef
 
 .PHONY: help quickstart test lint format clean
@@ -58,8 +59,8 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
-	@test -n "$(PYTHON)" && "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-		echo "Python 3.11 or newer is needed, found: $$(python3 --version 2>&1 || true)." >&2; \
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 || { \
+		echo "Python 3.11 or newer is needed, found: $$($(or $(PYTHON),python3) --version 2>&1)." >&2; \
 		echo "Install one, then name it: make PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo "$(PYTHON) cannot make virtual environments." >&2; \

@@ -117,7 +117,7 @@ def test_everything_imports_without_torchvision():
 
 
 def test_importing_the_package_loads_nothing():
-    program = "import sys; before = set(sys.modules); import erasus_pl; print(*(set(sys.modules) - before))"
+    program = "import sys; old = {*sys.modules}; import erasus_pl; print(*({*sys.modules} - old))"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
