@@ -274,7 +274,7 @@ class UnlearningDataModule(LightningDataModule):
 
     def _random_holdout(self, m: int) -> np.ndarray:
         chosen = np.zeros(m, dtype=bool)
-        order = np.random.default_rng(mix(m)).permutation(m)
+        order = np.argsort(np.random.PCG64(m).random_raw(m), kind="stable")
         chosen[order[: round(self.holdout_fraction * m)]] = True
         return chosen
 

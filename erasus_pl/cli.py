@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 
@@ -21,7 +20,7 @@ import datamodules  # noqa: F401
 import erasus_pl.selectors  # noqa: F401
 import erasus_pl.strategies  # noqa: F401
 import erasus_pl.tasks  # noqa: F401
-from erasus_pl.callbacks import AtomicCheckpointIO, Recorder
+from erasus_pl.callbacks import AtomicCheckpointIO, Recorder, RunCheckpoint
 from erasus_pl.evaluation.gold import Kept, cache_key
 from erasus_pl.requests import ForgetRequest
 from erasus_pl.selectors import Selector
@@ -92,14 +91,7 @@ class ErasusCLI(LightningCLI):
         parser.link_arguments("task", "model.init_args.task", apply_on="instantiate")
         parser.link_arguments("request", "data.init_args.request", apply_on="instantiate")
         parser.add_class_arguments(EvidenceOptions, "evidence")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults(
-            {
-                "checkpoint.save_last": True,
-                "checkpoint.save_top_k": 0,
-                "checkpoint.enable_version_counter": False,
-            }
-        )
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
 
     def _parse_ckpt_path(self) -> None:
         """A checkpoint holds no configuration: config.yaml is the record."""

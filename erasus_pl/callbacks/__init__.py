@@ -1,6 +1,7 @@
 """Small, general callbacks and plugins."""
 
 from erasus_pl.callbacks.atomic_io import AtomicCheckpointIO
+from erasus_pl.callbacks.checkpoint import RunCheckpoint
 from erasus_pl.callbacks.recorder import Recorder
 
-__all__ = ["AtomicCheckpointIO", "Recorder"]
+__all__ = ["AtomicCheckpointIO", "Recorder", "RunCheckpoint"]

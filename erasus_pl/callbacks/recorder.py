@@ -5,7 +5,11 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from erasus_pl.tasks.base import SPLITS
+
 __all__ = ["Recorder"]
+
+_SPLITS = tuple(f"{split}/" for split in SPLITS)
 
 
 class Recorder(Callback):
@@ -25,7 +29,7 @@ class Recorder(Callback):
     ) -> None:
         """Take in what was logged at this step."""
         if (trainer.global_step - 1) % trainer.log_every_n_steps == 0:
-            self._take(trainer, trainer.global_step)
+            self._take(trainer, validation=False)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
@@ -34,7 +38,7 @@ class Recorder(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock again."""
         self._since = time.perf_counter()
-        self._take(trainer, trainer.global_step)
+        self._take(trainer, validation=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
@@ -55,8 +59,7 @@ class Recorder(Callback):
             self.seconds += time.perf_counter() - self._since
             self._since = 0.0
 
-    def _take(self, trainer: Trainer, step: int) -> None:
+    def _take(self, trainer: Trainer, validation: bool) -> None:
         for name, value in trainer.logged_metrics.items():
-            curve = self.curves.setdefault(name, [])
-            if not curve or curve[-1][0] < step:
-                curve.append((step, float(value)))
+            if name.startswith(_SPLITS) == validation:
+                self.curves.setdefault(name, []).append((trainer.global_step, float(value)))
