@@ -1,0 +1,118 @@
+"""What every script here stands on: clocks, medians with their spread, and the last line of JSON."""
+
+import argparse
+import json
+import math
+import os
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))  # measure this checkout, installed or not
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+__all__ = ["ROOT", "Target", "children", "clock", "interleave", "options", "report", "summary"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A figure that is promised.
+
+    Args:
+        figure: its name among the figures.
+        limit: its largest value, or its smallest where `at_least`.
+        at_least: whether more is better.
+    """
+
+    figure: str
+    limit: float
+    at_least: bool = False
+
+    def holds(self, value: float | None) -> bool:
+        """Whether a measured value keeps the promise."""
+        if value is None or not math.isfinite(value):
+            return False
+        return value >= self.limit if self.at_least else value <= self.limit
+
+
+def options(doc: str) -> argparse.ArgumentParser:
+    """The arguments that all scripts take: `--quick`, and `--help` from the script's docstring."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer repeats: under 50 s")
+    return parser
+
+
+def clock() -> tuple[float, float]:
+    """CPU seconds of this process and wall seconds, of one moment."""
+    return time.process_time(), time.perf_counter()
+
+
+def children() -> float:
+    """CPU seconds of all child processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def interleave(
+    sides: dict[str, Callable[[], tuple[float, float]]], repeats: int
+) -> dict[str, dict[str, list[float]]]:
+    """Run all sides in turn, every second round backwards, so that a machine's moods hit all.
+
+    Args:
+        sides: name → runs once and returns `(cpu, wall)` seconds.
+        repeats: number of rounds.
+
+    Returns:
+        name → `{"cpu": [...], "wall": [...]}`, one value a round.
+    """
+    taken: dict[str, dict[str, list[float]]] = {n: {"cpu": [], "wall": []} for n in sides}
+    for i in range(repeats):
+        for name in list(sides) if i % 2 == 0 else reversed(sides):
+            cpu, wall = sides[name]()
+            taken[name]["cpu"].append(cpu)
+            taken[name]["wall"].append(wall)
+    return taken
+
+
+def summary(values: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles, to four digits."""
+    ordered = sorted(values)
+    low, middle, high = (
+        statistics.quantiles(ordered, n=4, method="inclusive") if len(ordered) > 1 else ordered * 3
+    )
+    found = {"median": middle, "low": low, "high": high, "n": len(ordered)}
+    return {k: float(f"{v:.4g}") for k, v in found.items()}
+
+
+def report(
+    area: str, name: str, figures: dict[str, Any], targets: Sequence[Target], **more: Any
+) -> int:
+    """Print each target's fate, then the last line: one JSON object. Returns the exit status.
+
+    Args:
+        area: of the benchmark, such as `foundation`.
+        name: of the benchmark.
+        figures: what was measured; those with a target are numbers.
+        targets: what was promised.
+        **more: further entries of the JSON object, such as `quick`.
+    """
+    judged = {}
+    for target in targets:
+        value = figures.get(target.figure)
+        held = target.holds(value)
+        bound = ">=" if target.at_least else "<="
+        print(f"{'ok ' if held else 'RED'} {target.figure} = {value} (target {bound} {target.limit})")
+        judged[target.figure] = {"limit": target.limit, "at_least": target.at_least, "ok": held}
+    ok = all(j["ok"] for j in judged.values())
+    line = {"area": area, "name": name, "figures": figures, "targets": judged, **more, "ok": ok}
+    print(json.dumps(line))
+    return 0 if ok else 1
