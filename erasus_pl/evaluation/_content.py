@@ -6,11 +6,13 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from erasus_pl.evaluation.evidence import Evidence, Measure
 
 __all__ = [
+    "ABSENT",
     "OUTCOMES",
     "ROLES",
     "Row",
@@ -23,6 +25,7 @@ __all__ = [
     "number",
     "rows",
     "seconds",
+    "started",
 ]
 
 OUTCOMES = {
@@ -39,6 +42,9 @@ ROLES = {
     "retrained_2": "the goal again, other seed: the noise",
 }
 """Model key to what the model is."""
+
+ABSENT = "\u2013"
+"""What stands where there is no number."""
 
 _TIMES = "\u00d7"
 _PERCENT = {"accuracy", "agreement", "correct", "fpr", "ra", "rate", "ta", "tpr", "ua"}
@@ -59,6 +65,19 @@ def heading(evidence: Evidence, key: str) -> str:
     return name[:1].upper() + name[1:]
 
 
+def started(evidence: Evidence) -> str | None:
+    """Return when the run started, as people write it; text that is no ISO date stays as it is."""
+    text = evidence.run.get("started")
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(str(text))
+    except ValueError:
+        return str(text)
+    zone = f" ({moment.tzname()})" if moment.tzinfo else ""
+    return f"{moment.day} {moment:%B %Y, %H:%M}{zone}"
+
+
 def rows(evidence: Evidence) -> list[Row]:
     """Return the measures as table rows, in the order in which they first appear."""
     table: dict[str, dict[str, Measure]] = {}
@@ -77,7 +96,7 @@ def definitions(evidence: Evidence) -> list[tuple[str, str]]:
 def number(name: str, value: float | None) -> str:
     """Format the value of the measure `name`: 97.2 %, 0.512, 1.3 s, 0.12 times."""
     if value is None:
-        return "\u2013"
+        return ABSENT
     if math.isnan(value):
         return "not a number"
     if math.isinf(value):
@@ -107,7 +126,7 @@ def interval(measure: Measure) -> str:
 def seconds(value: float | None) -> str:
     """Format a duration: 40 ms, 1.3 s, 2 min 5 s, 3 h 10 min."""
     if value is None or not math.isfinite(value):
-        return "\u2013"
+        return ABSENT
     if value < 0.1:
         return f"{1000 * value:.0f} ms"
     if value < 100:
@@ -158,9 +177,9 @@ def cost(evidence: Evidence) -> list[tuple[str, float, str]]:
     for key, spent in known.items():
         text = seconds(spent)
         if key == "unlearned" and gold and spent:
-            text += f", {_short(spent / gold)} {_TIMES} the time of retraining"
-            if gold > spent:
-                text += f" ({_short(gold / spent)} {_TIMES} faster)"
+            text += f", {_short(spent / gold, 2)} {_TIMES} the time of retraining"
+            if gold > 1.1 * spent:
+                text += f" ({_short(gold / spent, 2)} {_TIMES} faster)"
         lines.append((key, spent, text))
     return lines
 
@@ -186,8 +205,9 @@ def _inline(value: Any) -> str:
     return str(value)
 
 
-def _short(value: float) -> str:
-    """Three significant digits, without an exponent where that is readable."""
-    if not math.isfinite(value) or value == 0 or 1e-3 <= abs(value) < 1:
-        return f"{value:.3g}"
-    return f"{value:.1e}" if abs(value) < 1e-3 or abs(value) >= 1e6 else f"{value:,.4g}"
+def _short(value: float, digits: int = 3) -> str:
+    """Round to significant digits, without an exponent where that is readable."""
+    if not math.isfinite(value) or value == 0 or 1e-3 <= abs(value) < 1e6:
+        whole = len(str(int(abs(value)))) if math.isfinite(value) else 1
+        return f"{float(f'{value:.{max(digits, whole)}g}'):,.10g}"
+    return f"{value:.1e}"

@@ -100,11 +100,11 @@ def label(text: str) -> str:
 
 
 def tick_labels(axis: Axis, form: Callable[[float], str]) -> None:
-    """Label the major ticks of `axis` by `form` and leave the minor ones bare."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    """Label the major ticks of `axis` by `form` and leave out the minor ones."""
+    from matplotlib.ticker import FuncFormatter, NullLocator
 
     axis.set_major_formatter(FuncFormatter(lambda value, _: form(value)))
-    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_locator(NullLocator())
 
 
 def figure_of(height: float) -> Figure:

@@ -65,6 +65,8 @@ def _shown(evidence: Evidence) -> list[tuple[str, ModelRecord]]:
 
 
 def _losses(evidence: Evidence) -> Plot | None:
+    from matplotlib.patches import Patch
+
     splits = ("forget", "holdout")
     shown = [(k, r) for k, r in _shown(evidence) if any(len(r.losses.get(s, ())) for s in splits)]
     if not shown:
@@ -74,12 +76,12 @@ def _losses(evidence: Evidence) -> Plot | None:
     logarithmic = bool(len(finite)) and finite.min() >= 0
     low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 1.0)
     if logarithmic:
-        low, high = max(low, _FLOOR), max(high, 10 * _FLOOR)
+        low, high = max(np.quantile(finite, 0.005), _FLOOR), max(high, 10 * _FLOOR)
     if low >= high:
         low, high = (low / 2, high * 2) if logarithmic else (low - 0.5, high + 0.5)
     edges = (np.geomspace if logarithmic else np.linspace)(low, high, _BINS + 1)
 
-    figure = figure_of(1.45 * len(shown) + 0.75)
+    figure = figure_of(1.45 * len(shown) + 0.95)
     panels = figure.subplots(len(shown), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for axes, (key, record) in zip(panels, shown, strict=True):
         for split in splits:
@@ -96,18 +98,25 @@ def _losses(evidence: Evidence) -> Plot | None:
                 color=COLOURS[key] if forget else COLOURS["ink"],
                 alpha=0.55 if forget else 1.0,
                 linewidth=1.4,
-                label=f"{split} ({len(values)})",
             )
         axes.set_title(label(record.name), color=COLOURS[key])
-        axes.legend(loc="upper right", handlelength=1.4, borderaxespad=0.0)
         if logarithmic:
             axes.set_xscale("log")
-            tick_labels(axes.xaxis, lambda x: f"{x:g}")
+            tick_labels(axes.xaxis, _power)
+    figure.legend(
+        handles=[
+            Patch(facecolor=COLOURS["muted"], alpha=0.55, label="samples to forget"),
+            Patch(facecolor="none", edgecolor=COLOURS["ink"], label="holdout, never seen"),
+        ],
+        loc="outside upper left",
+        ncols=2,
+        handlelength=1.2,
+    )
     figure.supylabel("share of samples (%)", fontsize=11)
     panels[-1].set_xlabel("loss per sample (nats" + (", log scale)" if logarithmic else ")"))
 
     medians = {key: _median(record.losses.get("forget", ())) for key, record in shown}
-    title = "Loss on the forgotten samples (median): " + _each(medians, "{:.2g}")
+    title = "Loss on the forgotten samples (median): " + _each(medians, _loss)
     caption = (
         "Filled: the samples to forget. Outline: holdout samples, which no model ever saw. "
         "A model that has forgotten treats both as the retrained model does; samples it "
@@ -144,14 +153,16 @@ def _attack(evidence: Evidence) -> Plot | None:
         )
     axes.plot([low, 1], [low, 1], color=COLOURS["muted"], linewidth=1, label="guessing: AUC 0.500")
     axes.axvline(0.01, color=COLOURS["muted"], linewidth=1, linestyle=":")
-    axes.annotate("1 % false alarms", (0.0092, low * 1.15), rotation=90, ha="right", fontsize=10)
+    axes.annotate("1 % wrongly\ncalled", (0.0092, 0.93), ha="right", va="top", fontsize=10)
     axes.set(xscale="log", yscale="log", xlim=(low, 1), ylim=(low, 1))
     axes.set_xlabel("holdout samples wrongly called members (%, log scale)")
     axes.set_ylabel("forgotten samples called members (%)")
     axes.legend(loc="lower right")
     for axis in (axes.xaxis, axes.yaxis):
         tick_labels(axis, lambda x: f"{100 * x:g}")
-    title = "Telling forgotten samples from unseen ones (attack AUC): " + _each(areas, "{:.2f}")
+    title = "Telling forgotten samples from unseen ones (attack AUC): " + _each(
+        areas, "{:.2f}".format
+    )
     caption = (
         "An attacker calls a sample a training member when the model is confident about it. "
         "A curve on the diagonal is guessing; a curve above it gives members away. What counts "
@@ -190,10 +201,9 @@ def _gaps(evidence: Evidence) -> Plot | None:
         axes.barh(rows, floor, 0.86, color=COLOURS["muted"], alpha=0.25, label="retraining noise")
         for row, value in zip(rows, floor, strict=True):
             axes.vlines(value, row - 0.43, row + 0.43, color=COLOURS["muted"], linewidth=1.2)
-    means = {}
+    distances = {}
     for (key, record), shift in zip(shown, (-0.5, 0.5), strict=False):
-        values = distance(record)
-        means[key] = float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+        values = distances[key] = distance(record)
         bars = axes.barh(
             rows + shift * height,
             values,
@@ -204,17 +214,25 @@ def _gaps(evidence: Evidence) -> Plot | None:
         labels = [f"{v:.1f}" if np.isfinite(v) else "not measured" for v in values]
         axes.bar_label(bars, labels, padding=4, fontsize=10)
     axes.set_yticks(rows, list(readings))
-    axes.set_xlabel("distance to the retrained model (percentage points; AUC in hundredths)")
+    axes.set_xlabel("distance to retrained (percentage points)")
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.grid(visible=False, axis="y")
     figure.legend(loc="outside upper left", ncols=3, handlelength=1.2, columnspacing=1.2)
-    title = "Mean distance to the retrained model, in points: " + _each(means, "{:.1f}")
-    caption = "Shorter is better: zero is the model that never saw the samples."
+    if "unlearned" in distances and np.isfinite(distances["unlearned"]).any():
+        worst = int(np.nanargmax(distances["unlearned"]))
+        title = f"Farthest from the retrained model: {[*readings][worst]}, "
+        at_worst = {key: float(values[worst]) for key, values in distances.items()}
+        title += _each(at_worst, "{:.1f} points".format)
+    else:
+        title = "How far the original lies from the retrained model"
+    caption = (
+        "Shorter is better: zero is the model that never saw the samples. The AUC counts in "
+        "hundredths."
+    )
     if floor is None:
         caption += " No second retrained model was made, so the noise of retraining is unknown."
     else:
-        title += f"; retraining noise {float(np.nanmean(floor)):.1f}"
         caption += (
             " Grey shows how far two retrained models lie apart that differ in their seed "
             "alone; a bar inside the grey is as good as can be told."
@@ -235,11 +253,12 @@ def _curves(evidence: Evidence) -> Plot | None:
         positive = values[np.isfinite(values) & (values > 0)]
         if len(positive) == len(values) and positive.max() > 1000 * positive.min():
             axes.set_yscale("log")
+            tick_labels(axes.yaxis, _power)
         axes.set_title(label(name), fontweight="normal")
     panels[-1].set_xlabel("optimiser step")
     first = names[0]
-    start, end = curves[first][0], curves[first][-1]
-    title = f"While unlearning, {first} went from {start[1]:.3g} to {end[1]:.3g} in {end[0]} steps"
+    (_, start), (steps, end) = curves[first][0], curves[first][-1]
+    title = f"While unlearning, {first} went from {_loss(start)} to {_loss(end)} in {steps} steps"
     caption = "What the unlearning run logged, at each optimiser step."
     if len(curves) > _PANELS:
         caption += f" Shown: {_PANELS} of {len(curves)} curves; report.json has them all."
@@ -265,11 +284,23 @@ def _median(values: Any) -> float:
     return float(np.median(values)) if len(values) else float("nan")
 
 
-def _each(values: Mapping[str, float], form: str) -> str:
+def _each(values: Mapping[str, float], form: Callable[[float], str]) -> str:
     """Say one number per model, in words that need no legend."""
     words = {"original": "before", "unlearned": "after", "retrained": "if never trained on them"}
     known = {key: value for key, value in values.items() if not np.isnan(value)}
-    return ", ".join(f"{form.format(value)} {words[key]}" for key, value in known.items())
+    return ", ".join(f"{form(value)} {words[key]}" for key, value in known.items())
+
+
+def _loss(value: float) -> str:
+    return "below 0.001" if 0 <= value < 1e-3 else f"{value:.2g}"
+
+
+def _power(value: float) -> str:
+    """Label a decade: 0.01, 1, 100, and powers of ten beyond."""
+    exponent = round(np.log10(value))
+    if -3 < exponent < 4:
+        return f"{value:g}"
+    return "10" + str(exponent).translate(str.maketrans("-0123456789", "\u207b⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def _corners(rates: Array) -> npt.NDArray[np.bool_]:

@@ -9,6 +9,7 @@ from importlib.resources import files
 from typing import Any
 
 from erasus_pl.evaluation._content import (
+    ABSENT,
     OUTCOMES,
     ROLES,
     asked,
@@ -19,6 +20,7 @@ from erasus_pl.evaluation._content import (
     interval,
     number,
     rows,
+    started,
 )
 from erasus_pl.evaluation.evidence import Evidence
 from erasus_pl.evaluation.plots import Plot, draw_all
@@ -112,8 +114,10 @@ def to_markdown(evidence: Evidence) -> str:
 
 
 def _header(evidence: Evidence, name: str) -> str:
-    facts = [("Started", evidence.run.get("started")), ("Seed", evidence.run.get("seed"))]
-    line = " \u00b7 ".join(f"{label} {_text(v)}" for label, v in facts if v is not None)
+    facts = [("Started", started(evidence)), ("Seed", evidence.run.get("seed"))]
+    line = " \u00b7 ".join(
+        f"<span>{label} {_text(v)}</span>" for label, v in facts if v is not None
+    )
     return f"<header><p>Unlearning report</p><h1>{_text(name)}</h1><p>{line}</p></header>\n"
 
 
@@ -143,7 +147,7 @@ def _table(evidence: Evidence) -> str:
         cells = []
         for key in keys:
             measure = row.cells.get(key)
-            text = number(row.name, measure.value) if measure else "\u2013"
+            text = number(row.name, measure.value) if measure else ABSENT
             spread = interval(measure) if measure else ""
             cells.append(
                 f'<td class="{_text(key)}" data-model="{names[key]}">{_text(text)}'
@@ -252,5 +256,5 @@ def _grid(head: Iterable[str], body: Iterable[Iterable[str]]) -> str:
 
 def _cell(name: str, measure: Any) -> str:
     if measure is None:
-        return "\u2013"
+        return ABSENT
     return f"{number(name, measure.value)} {interval(measure)}".strip()
