@@ -14,13 +14,12 @@ from typing import Any, NoReturn
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger
 
 import datamodules  # noqa: F401
 import erasus_pl.selectors  # noqa: F401
 import erasus_pl.strategies  # noqa: F401
 import erasus_pl.tasks  # noqa: F401
-from erasus_pl.callbacks import AtomicCheckpointIO, Recorder, RunCheckpoint
+from erasus_pl.callbacks import AtomicCheckpointIO, Recorder, RunCheckpoint, RunCSVLogger
 from erasus_pl.evaluation.gold import Kept, cache_key
 from erasus_pl.requests import ForgetRequest
 from erasus_pl.selectors import Selector
@@ -108,7 +107,9 @@ class ErasusCLI(LightningCLI):
         kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         if given.get("logger") in (None, True):
             kwargs["logger"] = (
-                CSVLogger(self.run_dir, name="", version="") if self.subcommand == "fit" else False
+                RunCSVLogger(self.run_dir, resume=bool(settings.get("ckpt_path")))
+                if self.subcommand == "fit"
+                else False
             )
         checkpoint = settings["checkpoint"]
         if checkpoint.dirpath is None:
@@ -116,6 +117,22 @@ class ErasusCLI(LightningCLI):
         self.recorder = Recorder()
         kwargs["callbacks"] = [self.recorder, *(given.get("callbacks") or [])]
         return super().instantiate_trainer(**kwargs)
+
+    def fit(self, **arguments: Any) -> None:
+        """Train a task, or unlearn with a strategy."""
+        self.trainer.fit(**self._resolve(arguments))
+
+    def validate(self, **arguments: Any) -> None:
+        """Measure utility on forget, retain, test and holdout set."""
+        self.trainer.validate(**self._resolve(arguments))
+
+    def test(self, **arguments: Any) -> None:
+        """Measure utility on forget, retain, test and holdout set."""
+        self.trainer.test(**self._resolve(arguments))
+
+    def predict(self, **arguments: Any) -> None:
+        """Predict on forget, retain, test and holdout set."""
+        self.trainer.predict(**self._resolve(arguments))
 
     def before_fit(self) -> None:
         """Give the strategy a trained original."""
@@ -145,6 +162,11 @@ class ErasusCLI(LightningCLI):
     @property
     def _settings(self) -> Any:
         return self.config[self.subcommand]
+
+    def _resolve(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        if arguments.get("ckpt_path") == "last":
+            arguments["ckpt_path"] = str(self.run_dir / "checkpoints" / "last.ckpt")
+        return arguments
 
     def _default_folder(self) -> str:
         configs = self._settings.get("config") or []

@@ -2,6 +2,7 @@
 
 from erasus_pl.callbacks.atomic_io import AtomicCheckpointIO
 from erasus_pl.callbacks.checkpoint import RunCheckpoint
+from erasus_pl.callbacks.csv_logger import RunCSVLogger
 from erasus_pl.callbacks.recorder import Recorder
 
-__all__ = ["AtomicCheckpointIO", "Recorder", "RunCheckpoint"]
+__all__ = ["AtomicCheckpointIO", "Recorder", "RunCSVLogger", "RunCheckpoint"]

@@ -45,5 +45,7 @@ class RunCheckpoint(Checkpoint):
 
     def _save(self, trainer: Trainer) -> None:
         self._saved = trainer.global_step
+        for logger in trainer.loggers:
+            logger.save()
         folder = Path(self.dirpath or Path(trainer.default_root_dir) / "checkpoints")
         trainer.save_checkpoint(folder / "last.ckpt")

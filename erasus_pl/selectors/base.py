@@ -114,15 +114,11 @@ class Selector(Callback):
                 "weights": trainer.strategy.broadcast(coreset.weights),
             }
             self.seconds = time.perf_counter() - start
+            for logger in trainer.loggers:
+                logger.log_metrics(
+                    {"coreset/size": float(k), "coreset/seconds": self.seconds}, step=0
+                )
         data.use_coreset(self._picked["indices"], self._picked["weights"])
-        for logger in trainer.loggers:
-            logger.log_metrics(
-                {
-                    "coreset/size": float(len(self._picked["indices"])),
-                    "coreset/seconds": self.seconds or 0.0,
-                },
-                step=trainer.global_step,
-            )
 
     def size(self, n: int) -> int:
         """How many of n samples to keep."""
