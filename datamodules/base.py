@@ -17,6 +17,7 @@ from erasus_pl.requests import ForgetRequest, Manifest, fingerprint
 __all__ = ["ArrayDataset", "Pools", "UnlearningDataModule", "View"]
 
 _RANDOM_HOLDOUT = "a random part of the held-out data"
+_GIVEN_HOLDOUT = "the holdout data that was given"
 _MATCHED_HOLDOUT = "the held-out data that the request matches"
 
 
@@ -26,16 +27,22 @@ class ArrayDataset(Dataset):
     Args:
         columns: name of a batch key → tensor whose first dimension counts samples.
         transform: applied to a batch's columns after they are fetched.
+        augment: called before that with the columns of a training batch and `(B,)` int64 keys;
+            whatever it draws for a sample must follow from the sample's key.
     """
 
     def __init__(
-        self, columns: Mapping[str, Tensor], transform: Callable[[dict], dict] | None = None
+        self,
+        columns: Mapping[str, Tensor],
+        transform: Callable[[dict], dict] | None = None,
+        augment: Callable[[dict, Tensor], dict] | None = None,
     ) -> None:
         sizes = {name: len(column) for name, column in columns.items()}
         if len(set(sizes.values())) != 1:
             raise ValueError(f"columns must have one length, got {sizes}")
         self.columns = dict(columns)
         self.transform = transform
+        self.augment = augment
         self.n = next(iter(sizes.values()))
 
     def __len__(self) -> int:
@@ -44,9 +51,11 @@ class ArrayDataset(Dataset):
     def __getitem__(self, i: int) -> dict[str, Tensor]:
         return {name: column[0] for name, column in self.batch(torch.tensor([i])).items()}
 
-    def batch(self, positions: Tensor) -> dict[str, Tensor]:
-        """The samples at `(B,)` positions, as tensors `(B, …)`."""
+    def batch(self, positions: Tensor, keys: Tensor | None = None) -> dict[str, Tensor]:
+        """The samples at `(B,)` positions, as tensors `(B, …)`; augmented where keys are given."""
         batch = {name: column[positions] for name, column in self.columns.items()}
+        if keys is not None and self.augment is not None:
+            batch = self.augment(batch, keys)
         return self.transform(batch) if self.transform else batch
 
 
@@ -80,6 +89,7 @@ class Pools:
         columns: per-sample arrays of `train` that requests can name, such as `target`.
         held_out_columns: the same of `held_out`.
         content: arrays whose bytes identify the data; the columns if empty.
+        holdout: `(m,)` mask over `held_out`, where the user says which of it is the holdout set.
     """
 
     name: str
@@ -88,6 +98,7 @@ class Pools:
     columns: dict[str, np.ndarray] = field(default_factory=dict)
     held_out_columns: dict[str, np.ndarray] = field(default_factory=dict)
     content: dict[str, np.ndarray] = field(default_factory=dict)
+    holdout: np.ndarray | None = None
 
 
 class UnlearningDataModule(LightningDataModule):
@@ -157,14 +168,12 @@ class UnlearningDataModule(LightningDataModule):
         if self._pools is None:
             self._pools = self.load()
             self._split(self._pools)
-        module = getattr(self.trainer, "lightning_module", None)
-        if stage == "fit" and self.request is None and module is not None:
-            mode = getattr(module, "loader_mode", "train")
-            if mode != "train":
-                raise ValueError(
-                    f"`request`: {type(module).__name__} needs to know what must go; give a "
-                    "forget request, such as ForgetClass or ForgetRandom"
-                )
+        if stage == "fit" and self.request is None and self._mode() != "train":
+            name = type(self.trainer.lightning_module).__name__
+            raise ValueError(
+                f"`request`: {name} needs to know what must go; give a forget request, such as "
+                "ForgetClass or ForgetRandom"
+            )
 
     def use_coreset(self, indices: Tensor | None, weights: Tensor | None = None) -> None:
         """Narrow the forget batches to a coreset.
@@ -186,11 +195,10 @@ class UnlearningDataModule(LightningDataModule):
 
     def train_dataloader(self) -> StepLoader:
         """The steps of an epoch, as the model's `loader_mode` says."""
-        mode = getattr(getattr(self.trainer, "lightning_module", None), "loader_mode", "paired")
         rank, world = self._rank()
-        plan, length = self._plan(mode, rank, world)
+        plan, length = self._plan(self._mode(), rank, world)
         return StepLoader(
-            Fetcher(self.train_set, self.seed, self._weights, self.collate),
+            Fetcher(self.train_set, self.seed, self._weights, self.collate, augment=True),
             plan,
             length,
             self._progress,
@@ -253,6 +261,8 @@ class UnlearningDataModule(LightningDataModule):
             if matched is not None and 0 < matched.sum() < m:
                 holdout, drawn = matched, _MATCHED_HOLDOUT
             _refuse_overlap(pools, forget)
+        if pools.holdout is not None:
+            holdout, drawn = pools.holdout, _GIVEN_HOLDOUT
         kept = np.ones(n, dtype=bool)
         kept[forget] = False
         self.train_set = pools.train
@@ -323,6 +333,10 @@ class UnlearningDataModule(LightningDataModule):
             f"`loader_mode` must be paired, sequential, forget, retain, single_pass, train or "
             f"retrain, got {mode!r}"
         )
+
+    def _mode(self) -> str:
+        module = getattr(self.trainer, "lightning_module", None)
+        return getattr(module, "loader_mode", "train" if self.request is None else "paired")
 
     def _rank(self) -> tuple[int, int]:
         if self.trainer is None:

@@ -115,17 +115,31 @@ class Fetcher(Dataset):
     """Turns picks into batches: dicts with `index`, and `weight` where weights are given.
 
     Items that are `(x, y)` become `input` and `target`. What an item draws at random (an
-    augmentation) is keyed by seed, cycle and position, and so the same in any worker.
+    augmentation) is keyed by seed, cycle and position, and so the same in any worker. A dataset
+    with a `batch(positions)` of its own is read a batch at a time; one that also has `augment` gets
+    those keys as `batch(positions, keys)` where batches are for training.
+
+    Args:
+        dataset: yields `(x, y)` pairs or dicts.
+        seed: of what items draw.
+        weights: `(n,)` weights of samples of the forget set.
+        collate: makes a batch of a list of dicts.
+        augment: whether batches are for training.
     """
 
     def __init__(
-        self, dataset: Dataset, seed: int, weights: Tensor | None = None,
+        self,
+        dataset: Dataset,
+        seed: int,
+        weights: Tensor | None = None,
         collate: Callable = default_collate,
-    ) -> None:  # fmt: skip
+        augment: bool = False,
+    ) -> None:
         self.dataset = dataset
         self.seed = seed
         self.weights = weights
         self.collate = collate
+        self.augment = augment and getattr(dataset, "augment", None) is not None
 
     def __getitem__(self, picks: dict[str, Pick | None] | Pick) -> Any:
         if isinstance(picks, Pick):
@@ -137,7 +151,10 @@ class Fetcher(Dataset):
 
     def batch(self, pick: Pick, weighted: bool = False) -> dict[str, Any]:
         """One collated batch."""
-        if hasattr(self.dataset, "batch"):
+        if self.augment:
+            keys = _keys(self.seed, pick)
+            batch = dict(self.dataset.batch(pick.positions, keys))
+        elif hasattr(self.dataset, "batch"):
             batch = dict(self.dataset.batch(pick.positions))
         else:
             with _random_state_kept():
@@ -261,6 +278,11 @@ def _fetch(
 
 def _identity(batch: Any) -> Any:
     return batch
+
+
+def _keys(seed: int, pick: Pick) -> Tensor:
+    rows = zip(pick.cycles.tolist(), pick.positions.tolist(), strict=True)
+    return torch.tensor([mix(seed, cycle, position) for cycle, position in rows])
 
 
 def _as_dict(item: Any) -> dict[str, Any]:
