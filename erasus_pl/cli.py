@@ -87,6 +87,9 @@ class ErasusCLI(LightningCLI):
         parser.add_subclass_arguments(
             ForgetRequest, "request", required=False, help="What must go."
         )
+        parser.add_subclass_arguments(
+            Selector, "selector", required=False, help="What to spend the work on."
+        )
         parser.link_arguments("task", "model.init_args.task", apply_on="instantiate")
         parser.link_arguments("request", "data.init_args.request", apply_on="instantiate")
         parser.add_class_arguments(EvidenceOptions, "evidence")
@@ -115,7 +118,8 @@ class ErasusCLI(LightningCLI):
         if checkpoint.dirpath is None:
             checkpoint.dirpath = str(self.run_dir / "checkpoints")
         self.recorder = Recorder()
-        kwargs["callbacks"] = [self.recorder, *(given.get("callbacks") or [])]
+        selector = [settings["selector"]] if settings.get("selector") else []
+        kwargs["callbacks"] = [self.recorder, *selector, *(given.get("callbacks") or [])]
         return super().instantiate_trainer(**kwargs)
 
     def fit(self, **arguments: Any) -> None:

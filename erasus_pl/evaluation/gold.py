@@ -19,7 +19,7 @@ from lightning.pytorch import LightningDataModule
 from erasus_pl.callbacks.atomic_io import save_atomically
 from erasus_pl.tasks.base import Task
 
-__all__ = ["Kept", "cache_key", "train_task"]
+__all__ = ["Kept", "cache_key", "retrain", "train_task"]
 
 
 def train_task(
@@ -59,6 +59,26 @@ def train_task(
         data.seed = order
         task.loader_mode = "train"
     return time.perf_counter() - start
+
+
+def retrain(
+    task: Task,
+    data: LightningDataModule,
+    seeds: tuple[int, ...] = (1, 2),
+    trainer: Mapping[str, Any] | None = None,
+) -> list[Task]:
+    """Models trained from scratch on the retain set alone: the gold of an unlearning run.
+
+    Args:
+        task: what to train copies of; it is left as it is.
+        data: the datamodule with the request.
+        seeds: one model each; two show how far retrained models differ among themselves.
+        trainer: arguments of the Lightning Trainer, such as `accelerator`.
+    """
+    models = [copy.deepcopy(task) for _ in seeds]
+    for model, seed in zip(models, seeds, strict=True):
+        train_task(model, data, "retrain", seed, trainer)
+    return [model.eval() for model in models]
 
 
 def cache_key(**parts: Any) -> str:
