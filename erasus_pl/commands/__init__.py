@@ -1,0 +1,1 @@
+"""Verbs that need no model: plain functions that start without torch."""
