@@ -7,6 +7,7 @@ the same drawing reads on a light and on a dark page. Nothing here touches pyplo
 from __future__ import annotations
 
 import io
+import math
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -14,11 +15,28 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+import numpy.typing as npt
+
+from erasus_pl.evaluation.evidence import Array
+
 if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "DASHES", "Plot", "drawing", "figure_of", "label", "render", "tick_labels"]
+__all__ = [
+    "COLOURS",
+    "DASHES",
+    "Plot",
+    "corners",
+    "decade",
+    "drawing",
+    "figure_of",
+    "label",
+    "render",
+    "thinned",
+    "tick_labels",
+]
 
 COLOURS = {
     "original": "#d55e00",
@@ -63,6 +81,7 @@ _STYLE: dict[str, Any] = {
     "ytick.labelcolor": COLOURS["ink"],
     "ytick.labelsize": 10.5,
 }
+_POINTS = 400
 _WIDTH = 5.6  # inches at 72 units each
 _LOCK = threading.Lock()
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
@@ -127,3 +146,23 @@ def render(key: str, title: str, caption: str, figure: Figure) -> Plot:
     for name, colour in COLOURS.items():
         svg = svg.replace(colour, f"var(--{name}, {colour})")
     return Plot(key, title, caption, svg)
+
+
+def decade(value: float) -> str:
+    """Return the label of a power of ten: 0.01, 1, 100, and with an exponent beyond."""
+    exponent = round(math.log10(value))
+    if -3 < exponent < 4:
+        return f"{value:g}"
+    return "10" + str(exponent).translate(str.maketrans("-0123456789", "\u207b⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def corners(rates: Array) -> npt.NDArray[np.bool_]:
+    """Mark the points of a monotone curve that are not inside a run of equal values."""
+    inside = (rates[1:-1] == rates[:-2]) & (rates[1:-1] == rates[2:])
+    return np.concatenate([[True], ~inside, [True]])
+
+
+def thinned(steps: Array, values: Array) -> tuple[Array, Array]:
+    """Keep every k-th point and both ends, at most `_POINTS` or so."""
+    keep = np.unique(np.linspace(0, len(steps) - 1, _POINTS).astype(int))
+    return steps[keep], values[keep]

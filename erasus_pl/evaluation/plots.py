@@ -6,16 +6,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from erasus_pl.evaluation._drawing import (
     COLOURS,
     DASHES,
     Plot,
+    corners,
+    decade,
     drawing,
     figure_of,
     label,
     render,
+    thinned,
     tick_labels,
 )
 from erasus_pl.evaluation.evidence import Array, Evidence, ModelRecord
@@ -23,9 +25,9 @@ from erasus_pl.evaluation.evidence import Array, Evidence, ModelRecord
 __all__ = ["COLOURS", "Plot", "draw_all", "roc_curve"]
 
 _FLOOR = 1e-6  # losses below it share the leftmost bin
+_DECADES = 30  # losses that span a larger factor are drawn on a logarithmic axis
 _BINS = 36
 _PANELS = 6
-_POINTS = 400
 
 
 def draw_all(evidence: Evidence) -> list[Plot]:
@@ -73,12 +75,13 @@ def _losses(evidence: Evidence) -> Plot | None:
         return None
     pooled = np.concatenate([r.losses[s] for _, r in shown for s in splits if s in r.losses])
     finite = pooled[np.isfinite(pooled)].astype(np.float64)
-    logarithmic = bool(len(finite)) and finite.min() >= 0
-    low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 1.0)
+    low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 0.0)
+    above = max(float(np.quantile(finite, 0.005)), _FLOOR) if low >= 0 and len(finite) else high
+    logarithmic = low >= 0 and high > _DECADES * above
     if logarithmic:
-        low, high = max(np.quantile(finite, 0.005), _FLOOR), max(high, 10 * _FLOOR)
-    if low >= high:
-        low, high = (low / 2, high * 2) if logarithmic else (low - 0.5, high + 0.5)
+        low = above
+    elif low == high:
+        low, high = low - 0.5, high + 0.5
     edges = (np.geomspace if logarithmic else np.linspace)(low, high, _BINS + 1)
 
     figure = figure_of(1.45 * len(shown) + 0.95)
@@ -102,7 +105,7 @@ def _losses(evidence: Evidence) -> Plot | None:
         axes.set_title(label(record.name), color=COLOURS[key])
         if logarithmic:
             axes.set_xscale("log")
-            tick_labels(axes.xaxis, _power)
+            tick_labels(axes.xaxis, decade)
     figure.legend(
         handles=[
             Patch(facecolor=COLOURS["muted"], alpha=0.55, label="samples to forget"),
@@ -122,7 +125,9 @@ def _losses(evidence: Evidence) -> Plot | None:
         "A model that has forgotten treats both as the retrained model does; samples it "
         "remembers sit further left, at lower loss."
     )
-    odd = sum(int((~np.isfinite(r.losses[s])).sum()) for _, r in shown for s in r.losses)
+    odd = sum(
+        int((~np.isfinite(r.losses[s])).sum()) for _, r in shown for s in splits if s in r.losses
+    )
     if odd:
         caption += f" {odd} losses are not finite numbers and cannot be drawn."
     return render("losses", title, caption, figure)
@@ -143,7 +148,7 @@ def _attack(evidence: Evidence) -> Plot | None:
     areas = {}
     for key, (record, (fpr, tpr)) in curves.items():
         areas[key] = float(np.trapezoid(tpr, fpr))
-        corner = _corners(fpr) & _corners(tpr)
+        corner = corners(fpr) & corners(tpr)
         axes.plot(
             np.maximum(fpr[corner], low / 10),
             np.maximum(tpr[corner], low / 10),
@@ -249,11 +254,11 @@ def _curves(evidence: Evidence) -> Plot | None:
     panels = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
     for axes, name in zip(panels, names, strict=True):
         steps, values = np.array(curves[name], dtype=np.float64).T
-        axes.plot(*_thinned(steps, values), color=COLOURS["unlearned"])
+        axes.plot(*thinned(steps, values), color=COLOURS["unlearned"])
         positive = values[np.isfinite(values) & (values > 0)]
         if len(positive) == len(values) and positive.max() > 1000 * positive.min():
             axes.set_yscale("log")
-            tick_labels(axes.yaxis, _power)
+            tick_labels(axes.yaxis, decade)
         axes.set_title(label(name), fontweight="normal")
     panels[-1].set_xlabel("optimiser step")
     first = names[0]
@@ -293,23 +298,3 @@ def _each(values: Mapping[str, float], form: Callable[[float], str]) -> str:
 
 def _loss(value: float) -> str:
     return "below 0.001" if 0 <= value < 1e-3 else f"{value:.2g}"
-
-
-def _power(value: float) -> str:
-    """Label a decade: 0.01, 1, 100, and powers of ten beyond."""
-    exponent = round(np.log10(value))
-    if -3 < exponent < 4:
-        return f"{value:g}"
-    return "10" + str(exponent).translate(str.maketrans("-0123456789", "\u207b⁰¹²³⁴⁵⁶⁷⁸⁹"))
-
-
-def _corners(rates: Array) -> npt.NDArray[np.bool_]:
-    """Mark the points of a monotone curve that are not inside a run of equal values."""
-    inside = (rates[1:-1] == rates[:-2]) & (rates[1:-1] == rates[2:])
-    return np.concatenate([[True], ~inside, [True]])
-
-
-def _thinned(steps: Array, values: Array) -> tuple[Array, Array]:
-    """Keep every k-th point and both ends, at most `_POINTS` or so."""
-    keep = np.unique(np.linspace(0, len(steps) - 1, _POINTS).astype(int))
-    return steps[keep], values[keep]
