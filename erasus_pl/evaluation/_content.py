@@ -46,6 +46,7 @@ ROLES = {
 ABSENT = "\u2013"
 """What stands where there is no number."""
 
+_ITEMS = 20
 _TIMES = "\u00d7"
 _PERCENT = {"accuracy", "agreement", "correct", "fpr", "ra", "rate", "ta", "tpr", "ua"}
 
@@ -144,7 +145,7 @@ def asked(evidence: Evidence) -> list[tuple[str, str]]:
     what = manifest.get("description") or _inline(manifest.get("request", ""))
     if what:
         facts.append(("To be forgotten", str(what)))
-    counts = manifest.get("counts", {})
+    counts = manifest.get("counts") or {}
     forget, train = counts.get("forget"), counts.get("train")
     if forget is not None and train:
         share = f"{forget:,} of {train:,} training samples ({100 * forget / train:.1f} %)"
@@ -201,7 +202,9 @@ def _inline(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key}: {_inline(item)}" for key, item in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(_inline(item) for item in value)
+        shown = ", ".join(_inline(item) for item in value[:_ITEMS])
+        more = len(value) - _ITEMS
+        return f"{shown} and {more:,} more, all in report.json" if more > 0 else shown
     return str(value)
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from erasus_pl.attacks import auc, roc
+from erasus_pl.evaluation._content import number
 from erasus_pl.evaluation._drawing import (
     COLOURS,
     DASHES,
@@ -22,7 +24,7 @@ from erasus_pl.evaluation._drawing import (
 )
 from erasus_pl.evaluation.evidence import Array, Evidence, ModelRecord
 
-__all__ = ["COLOURS", "Plot", "draw_all", "roc_curve"]
+__all__ = ["COLOURS", "Plot", "draw_all"]
 
 _FLOOR = 1e-6  # losses below it share the leftmost bin
 _DECADES = 30  # losses that span a larger factor are drawn on a logarithmic axis
@@ -38,27 +40,6 @@ def draw_all(evidence: Evidence) -> list[Plot]:
     with drawing():
         drawings = (_gaps(evidence), _attack(evidence), _losses(evidence), _curves(evidence))
     return [plot for plot in drawings if plot is not None]
-
-
-def roc_curve(members: Array, others: Array) -> tuple[Array, Array]:
-    """Return the ROC of calling a sample a member when its score reaches a threshold.
-
-    Args:
-        members: `(n,)` scores of samples that were trained on; NaN counts as the lowest score.
-        others: `(m,)` scores of samples that never were.
-
-    Returns:
-        False and true positive rates, both `(k,)`, from (0, 0) to (1, 1). Ties are one step, so
-        that the trapezoidal area is the Mann-Whitney statistic.
-    """
-    members, others = (np.where(np.isnan(x), -np.inf, x) for x in (members, others))
-    cuts = np.unique(np.concatenate([members, others]))[::-1]
-    above = [
-        1.0 - np.searchsorted(np.sort(scores), cuts, side="left") / len(scores)
-        for scores in (others, members)
-    ]
-    fpr, tpr = (np.concatenate([[0.0], rates]) for rates in above)
-    return fpr, tpr
 
 
 def _shown(evidence: Evidence) -> list[tuple[str, ModelRecord]]:
@@ -123,7 +104,7 @@ def _losses(evidence: Evidence) -> Plot | None:
     caption = (
         "Filled: the samples to forget. Outline: holdout samples, which no model ever saw. "
         "A model that has forgotten treats both as the retrained model does; samples it "
-        "remembers sit further left, at lower loss."
+        "remembers sit further left, at lower loss. The outermost bars hold all that lies beyond."
     )
     odd = sum(
         int((~np.isfinite(r.losses[s])).sum()) for _, r in shown for s in splits if s in r.losses
@@ -138,23 +119,24 @@ def _attack(evidence: Evidence) -> Plot | None:
     for key, record in _shown(evidence):
         members, others = record.scores.get("forget", ()), record.scores.get("holdout", ())
         if len(members) and len(others):
-            curves[key] = (record, roc_curve(np.asarray(members), np.asarray(others)))
+            curves[key] = (record, roc(members, others), auc(members, others))
     if not curves:
         return None
-    unseen = max(len(record.scores["holdout"]) for record, _ in curves.values())
+    unseen = max(len(record.scores["holdout"]) for record, *_ in curves.values())
     low = float(np.clip(10.0 ** np.floor(-np.log10(unseen)), 1e-4, 1e-3))
     figure = figure_of(4.4)
     axes = figure.subplots()
     areas = {}
-    for key, (record, (fpr, tpr)) in curves.items():
-        areas[key] = float(np.trapezoid(tpr, fpr))
+    for key, (record, curve, area) in curves.items():
+        areas[key] = area
+        fpr, tpr = curve.log_points(low / 10)
         corner = corners(fpr) & corners(tpr)
         axes.plot(
-            np.maximum(fpr[corner], low / 10),
-            np.maximum(tpr[corner], low / 10),
+            fpr[corner],
+            tpr[corner],
             color=COLOURS[key],
             linestyle=DASHES[key],
-            label=f"{label(record.name)}: AUC {areas[key]:.3f}",
+            label=f"{label(record.name)}: AUC {area:.3f}",
         )
     axes.plot([low, 1], [low, 1], color=COLOURS["muted"], linewidth=1, label="guessing: AUC 0.500")
     axes.axvline(0.01, color=COLOURS["muted"], linewidth=1, linestyle=":")
@@ -279,8 +261,7 @@ def _auc(record: ModelRecord) -> float:
     members, others = record.scores.get("forget", ()), record.scores.get("holdout", ())
     if not len(members) or not len(others):
         return float("nan")
-    fpr, tpr = roc_curve(np.asarray(members), np.asarray(others))
-    return float(np.trapezoid(tpr, fpr))
+    return auc(members, others)
 
 
 def _median(values: Any) -> float:
@@ -297,4 +278,4 @@ def _each(values: Mapping[str, float], form: Callable[[float], str]) -> str:
 
 
 def _loss(value: float) -> str:
-    return "below 0.001" if 0 <= value < 1e-3 else f"{value:.2g}"
+    return "below 0.001" if 0 <= value < 1e-3 else number("loss", value)

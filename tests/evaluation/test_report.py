@@ -117,6 +117,15 @@ def test_what_was_asked_says_how_much(make_evidence):
     assert "| Worked on | 6 of its 60 samples, chosen by plain in 30 ms |" in text
 
 
+def test_long_lists_are_cut_in_the_page_alone(make_evidence):
+    evidence = make_evidence()
+    evidence.manifest["request"] = {"indices": list(range(70_000, 70_050))}
+    for text in (to_html(evidence), to_markdown(evidence)):
+        assert "70018, 70019 and 30 more, all in report.json" in text
+        assert "70020" not in text
+    assert "70049" in evidence.to_json()
+
+
 def test_without_a_retrained_model_the_page_says_so(make_evidence):
     evidence = make_evidence("inconclusive")
     for key in ("retrained", "retrained_2"):
