@@ -21,6 +21,7 @@ __all__ = [
     "definitions",
     "flat",
     "heading",
+    "headline",
     "interval",
     "number",
     "rows",
@@ -77,6 +78,15 @@ def started(evidence: Evidence) -> str | None:
         return str(text)
     zone = f" ({moment.tzname()})" if moment.tzinfo else ""
     return f"{moment.day} {moment:%B %Y, %H:%M}{zone}"
+
+
+def headline(evidence: Evidence) -> str:
+    """Return the verdict's sentence without the outcome's words, which stand above it."""
+    text = evidence.verdict.headline
+    announced = OUTCOMES[evidence.verdict.outcome][1] + ": "
+    if text.lower().startswith(announced.lower()):
+        text = text[len(announced) :]
+    return text[:1].upper() + text[1:]
 
 
 def rows(evidence: Evidence) -> list[Row]:

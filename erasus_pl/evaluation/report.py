@@ -17,6 +17,7 @@ from erasus_pl.evaluation._content import (
     definitions,
     flat,
     heading,
+    headline,
     interval,
     number,
     rows,
@@ -86,7 +87,7 @@ def to_markdown(evidence: Evidence) -> str:
     name = str(evidence.run.get("name") or "unnamed run")
     lines = [
         f"# Unlearning report: {_mark(name)}",
-        f"**{icon} {words}.** {_mark(verdict.headline)}",
+        f"**{icon} {words}.** {_mark(headline(evidence))}",
         _bullets(verdict.reasons),
         "## What was asked",
         _grid(["", ""], asked(evidence)),
@@ -128,7 +129,7 @@ def _verdict(evidence: Evidence) -> str:
     return (
         f'<section class="verdict {verdict.outcome.replace(" ", "-")}">'
         f'<div class="icon" aria-hidden="true">{icon}</div><div><h2>{words}</h2>'
-        f'<p class="headline">{_text(verdict.headline)}</p><ul>{reasons}</ul></div></section>\n'
+        f'<p class="headline">{_text(headline(evidence))}</p><ul>{reasons}</ul></div></section>\n'
     )
 
 

@@ -11,6 +11,7 @@ from erasus_pl.evaluation._content import (
     asked,
     cost,
     heading,
+    headline,
     interval,
     number,
     rows,
@@ -60,7 +61,7 @@ def show(evidence: Evidence, console: Console | None = None) -> None:
     for name, fact in facts:
         console.print(_text(f"{name}: {fact}", console, "dim"))
     body = _text(f"{icon} {words}\n", console, f"bold {style}")
-    body.append(_text(verdict.headline, console, "bold"))
+    body.append(_text(headline(evidence), console, "bold"))
     for reason in verdict.reasons:
         body.append(_text(f"\n- {reason}", console, "not bold"))
     console.print(Panel(body, border_style=style))

@@ -51,6 +51,15 @@ def test_the_verdict_comes_first_in_words(make_evidence, outcome):
     assert words in _printed(evidence)
 
 
+@pytest.mark.parametrize("render", [to_html, to_markdown, _printed])
+def test_the_headline_does_not_repeat_the_outcome(make_evidence, render):
+    evidence = make_evidence("not forgotten")
+    evidence.verdict.headline = "Not forgotten: a quarter is left."
+    text = render(evidence)
+    assert "A quarter is left." in text
+    assert text.count("Not forgotten") == 1
+
+
 def test_the_page_needs_nothing_but_itself(make_evidence):
     html = to_html(make_evidence())
     page = _Page(html)
