@@ -174,7 +174,7 @@ def _parts(
         g = outputs.reshape(len(inputs), 1, -1, outputs.shape[-1])
         yield own["weight"], Outer(a, g) if _is(layer, nn.Linear) else Outer(g, a)
         if "bias" in own:
-            yield own["bias"], _formed(g.sum((1, 2)))
+            yield own["bias"], _formed(g[:, 0, 0] if g.shape[2] == 1 else g.sum((1, 2)))
     elif _is(layer, nn.Conv1d, nn.Conv2d):
         yield own["weight"], _convolution(layer, inputs, outputs)
         if "bias" in own:

@@ -60,10 +60,12 @@ def _errors(task: Task, batch: Batch) -> Tensor:
     outputs = task(batch)
     samples = len(outputs)
     logits, targets = task.predictions(outputs, batch)
+    errors = el2n(logits.softmax(-1), targets)
+    if outputs.dim() == 2:
+        return errors
     # Which sample each row that the task scores belongs to, by the task's own choice of rows.
     number = torch.arange(samples, device=outputs.device)
     spread = number.view(-1, *[1] * (outputs.dim() - 1)).expand(*outputs.shape[:-1], 1)
     owner = task.predictions(spread, batch)[0].reshape(-1)
-    errors = el2n(logits.softmax(-1), targets)
     total = errors.new_zeros(samples).index_add_(0, owner, errors)
     return total / torch.bincount(owner, minlength=samples).clamp(min=1)
