@@ -169,7 +169,7 @@ class UnlearningDataModule(LightningDataModule):
             self._pools = self.load()
             self._split(self._pools)
         if stage == "fit" and self.request is None and self._mode() != "train":
-            name = type(self.trainer.lightning_module).__name__
+            name = type(getattr(self.trainer, "lightning_module", None)).__name__
             raise ValueError(
                 f"`request`: {name} needs to know what must go; give a forget request, such as "
                 "ForgetClass or ForgetRandom"

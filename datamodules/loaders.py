@@ -151,11 +151,10 @@ class Fetcher(Dataset):
 
     def batch(self, pick: Pick, weighted: bool = False) -> dict[str, Any]:
         """One collated batch."""
-        if self.augment:
-            keys = _keys(self.seed, pick)
-            batch = dict(self.dataset.batch(pick.positions, keys))
-        elif hasattr(self.dataset, "batch"):
-            batch = dict(self.dataset.batch(pick.positions))
+        fetch = getattr(self.dataset, "batch", None)
+        if fetch is not None:
+            keys = (_keys(self.seed, pick),) if self.augment else ()
+            batch = dict(fetch(pick.positions, *keys))
         else:
             with _random_state_kept():
                 rows = []
