@@ -35,7 +35,7 @@ def main(args: list[str] | None = None) -> int:
     if verb in _LIGHT:
         status: int = import_module(_LIGHT[verb]).main(args[1:])
         return status
-    if verb is None or (verb not in VERBS and not verb.startswith("-")):
+    if verb not in VERBS:
         given = "a verb is missing" if verb is None else f"unknown verb {verb!r}"
         hint = "" if verb is None else did_you_mean(verb, VERBS)
         return complain(f"{given}, choose one of {', '.join(VERBS)}{hint}")

@@ -30,4 +30,5 @@ def did_you_mean(given: str, choices: Iterable[str]) -> str:
     """A hint at the nearest choice: `"; did you mean 'fit'?"`, or nothing where none is near."""
     lowered = {choice.lower(): choice for choice in choices}
     near = difflib.get_close_matches(given.lower(), lowered, n=1, cutoff=0.6)
+    near = near or sorted(name for name in lowered if name.startswith(given.lower()))
     return f"; did you mean {lowered[near[0]]!r}?" if near else ""

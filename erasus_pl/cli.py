@@ -3,15 +3,14 @@
 import copy
 import platform
 import subprocess
-import sys
-import traceback
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
@@ -19,6 +18,8 @@ import datamodules  # noqa: F401
 import erasus_pl.selectors  # noqa: F401
 import erasus_pl.strategies  # noqa: F401
 import erasus_pl.tasks  # noqa: F401
+from erasus_pl._parsing import Parser, is_ours, remedy
+from erasus_pl._words import UsageError, complain
 from erasus_pl.callbacks import AtomicCheckpointIO, Recorder, RunCheckpoint, RunCSVLogger
 from erasus_pl.evaluation.gold import Kept, cache_key
 from erasus_pl.requests import ForgetRequest
@@ -45,6 +46,10 @@ class EvidenceOptions:
     enabled: bool = True
     retrained: int = 2
     cache: str = "runs/cache"
+
+    def __post_init__(self) -> None:
+        if self.retrained < 0:
+            raise ValueError(f"`evidence.retrained` must be at least 0, got {self.retrained}")
 
 
 class UnlearningTrainer(Trainer):
@@ -95,6 +100,10 @@ class ErasusCLI(LightningCLI):
         parser.add_class_arguments(EvidenceOptions, "evidence")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Read the run file and the command line."""
+        self.config = parser.parse(args)
+
     def _parse_ckpt_path(self) -> None:
         """A checkpoint holds no configuration: config.yaml is the record."""
 
@@ -120,7 +129,12 @@ class ErasusCLI(LightningCLI):
         self.recorder = Recorder()
         selector = [settings["selector"]] if settings.get("selector") else []
         kwargs["callbacks"] = [self.recorder, *selector, *(given.get("callbacks") or [])]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, MisconfigurationException) as error:
+            if is_ours(error):
+                raise
+            raise UsageError(f"`trainer`: {error}") from error
 
     def fit(self, **arguments: Any) -> None:
         """Train a task, or unlearn with a strategy."""
@@ -140,13 +154,13 @@ class ErasusCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Give the strategy a trained original."""
-        resumed = self.config.fit.get("ckpt_path")
-        last = self.run_dir / "checkpoints" / "last.ckpt"
-        if not resumed and last.exists():
-            last.replace(last.with_name("previous.ckpt"))
+        resumed = self._checkpoint()
         self._check()
         if isinstance(self.model, Strategy):
             self._original()
+        last = self.run_dir / "checkpoints" / "last.ckpt"
+        if not resumed and last.exists():
+            last.replace(last.with_name("previous.ckpt"))
 
     def after_fit(self) -> None:
         """Measure and report."""
@@ -155,6 +169,7 @@ class ErasusCLI(LightningCLI):
 
     def before_evaluate(self) -> None:
         """Read or train the original."""
+        self._checkpoint()
         self._check()
         if isinstance(self.model, Strategy):
             self._original()
@@ -168,9 +183,21 @@ class ErasusCLI(LightningCLI):
         return self.config[self.subcommand]
 
     def _resolve(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        if arguments.get("ckpt_path") == "last":
-            arguments["ckpt_path"] = str(self.run_dir / "checkpoints" / "last.ckpt")
-        return arguments
+        return {**arguments, "ckpt_path": self._checkpoint()}
+
+    def _checkpoint(self) -> str | None:
+        given = self._settings.get("ckpt_path")
+        if given is None:
+            return None
+        last = self.run_dir / "checkpoints" / "last.ckpt"
+        path = last if given == "last" else Path(given)
+        if not path.is_file():
+            hint = f"; the last of this run is {str(last)!r}" if last.is_file() else ", or run fit"
+            raise UsageError(
+                f"`ckpt_path`: there is no checkpoint {str(path)!r}; give the path of a .ckpt file"
+                f"{hint}"
+            )
+        return str(path)
 
     def _default_folder(self) -> str:
         configs = self._settings.get("config") or []
@@ -178,7 +205,19 @@ class ErasusCLI(LightningCLI):
         return str(Path("runs") / name)
 
     def _check(self) -> None:
+        if self.datamodule is None:
+            raise UsageError(
+                "`data` is missing; give a datamodule, such as data: data/digits.yaml in a run file"
+            )
         self.datamodule.setup("validate")
+        if isinstance(self.model, Strategy):
+            if self.datamodule.request is None:
+                raise UsageError(
+                    f"`request` is missing: {type(self.model).__name__} needs to know what must "
+                    "go; give a forget request, such as ForgetClass or ForgetRandom"
+                )
+            self.model.trainer = self.trainer
+            self.model.setup(self.subcommand)
         task = self.model.task if isinstance(self.model, Strategy) else self.model
         if isinstance(task, Task):
             _check_fit(task, self.datamodule)
@@ -293,15 +332,6 @@ class _SaveConfig(SaveConfigCallback):
             )  # fmt: skip
 
 
-class _UsageError(Exception):
-    """What the user gave cannot be used; one line."""
-
-
-class _Parser(LightningArgumentParser):
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise _UsageError(message) from ex
-
-
 def run(args: list[str] | None = None) -> int:
     """Run a verb; returns the exit status.
 
@@ -313,27 +343,16 @@ def run(args: list[str] | None = None) -> int:
             save_config_callback=_SaveConfig,
             seed_everything_default=0,
             parser_kwargs={"prog": "erasus_pl"},
-            parser_class=_Parser,
+            parser_class=Parser,
             auto_configure_optimizers=False,
             args=args,
         )
-    except _UsageError as error:
-        return _complain(str(error))
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        if not _is_ours(error):
+    except Exception as error:
+        line = remedy(error)
+        if line is None:
             raise
-        return _complain(str(error))
+        return complain(line)
     return 0
-
-
-def _complain(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
-
-
-def _is_ours(error: BaseException) -> bool:
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return frames[-1].f_globals.get("__name__", "").split(".")[0] in _OURS
 
 
 def _say(text: str) -> None:
