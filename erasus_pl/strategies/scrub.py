@@ -11,7 +11,6 @@ away, it goes back to the end of the epoch whose error on D_f is nearest to the 
 on data distributed like D_f that was never trained on (here the holdout set).
 """
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
@@ -111,6 +110,7 @@ class SCRUB(Strategy):
         self.errors: list[float] = []
         self.rewound_to: int | None = None
         self._epochs: list[dict[str, Tensor]] = []
+        self._passed_over = False
 
     def setup(self, stage: str) -> None:
         """Check that rewinding can know its end."""
@@ -123,11 +123,14 @@ class SCRUB(Strategy):
             )
             raise ValueError(msg)
 
+    def on_train_batch_start(self, batch: dict[str, Batch | None], batch_idx: int) -> None:
+        """Once the max-steps are done, forget batches are passed over."""
+        self._passed_over = batch["forget"] is not None and self.current_epoch >= self.msteps
+
     def training_step(self, batch: dict[str, Batch | None], batch_idx: int) -> Tensor | None:
-        """As in the base, but forget batches are passed over once the max-steps are done."""
-        if batch["forget"] is not None and self.current_epoch >= self.msteps:
-            warnings.filterwarnings("ignore", "`training_step` returned `None`")
-            return None
+        """As in the base; a step that is passed over has a loss that is constant."""
+        if self._passed_over:
+            return 0.0 * torch.stack([p.sum() for p in self.trainable.values()]).sum()
         return super().training_step(batch, batch_idx)
 
     def unlearning_losses(self, forget: Batch | None, retain: Batch | None) -> dict[str, Tensor]:
@@ -160,6 +163,9 @@ class SCRUB(Strategy):
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
         """Step; SCRUB+R keeps what an epoch ends with before anything is saved or validated."""
+        if self._passed_over:
+            optimizer_closure()
+            return
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.rewind and self.trainer.is_last_batch:
             self.errors.append(self._error(self.trainer.datamodule.forget_set))

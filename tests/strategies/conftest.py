@@ -1,0 +1,136 @@
+"""Two unlike tiny tasks for contracts, and really trained digits for what the strategies do."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from torch import nn
+
+from datamodules import ArrayDataset, DigitsDataModule, Pools, UnlearningDataModule
+from erasus_pl.evaluation.gold import train_task
+from erasus_pl.networks import MLP, TinyLlama
+from erasus_pl.requests import ForgetClass, ForgetIndices
+from erasus_pl.tasks import CausalLMTask, ClassificationTask
+
+N, FORGOTTEN = 40, 16
+
+
+class TinyData(UnlearningDataModule):
+    """Forty samples, of which every other one of the first thirty-two is forgotten."""
+
+    def __init__(self, columns, **options):
+        super().__init__(ForgetIndices(list(range(0, 2 * FORGOTTEN, 2))), **options)
+        self.columns = columns
+
+    def load(self):
+        train = {name: column[:N] for name, column in self.columns.items()}
+        held = {name: column[N:] for name, column in self.columns.items()}
+        rows = {"row": torch.arange(N).numpy()}
+        return Pools("tiny", ArrayDataset(train), ArrayDataset(held), rows, content=rows)
+
+
+def _images():
+    generator = torch.Generator().manual_seed(1)
+    target = torch.randint(4, (N + 20,), generator=generator)
+    centres = torch.randn(4, 6, generator=generator)
+    return {
+        "input": centres[target] + torch.randn(N + 20, 6, generator=generator),
+        "target": target,
+    }
+
+
+def _text():
+    generator = torch.Generator().manual_seed(2)
+    ids = torch.randint(1, 11, (N + 20, 7), generator=generator)
+    mask = torch.arange(7) < torch.randint(3, 8, (N + 20, 1), generator=generator)
+    return {
+        "input_ids": ids * mask,
+        "labels": torch.where(mask, ids, -100),
+        "attention_mask": mask.long(),
+    }
+
+
+def _classifier():
+    network = nn.Sequential(
+        nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 4)
+    )
+    return ClassificationTask(network)
+
+
+def _language_model():
+    return CausalLMTask(TinyLlama(vocabulary=11, width=8, layers=1, dropout=0.3))
+
+
+TINY = {"images": (_images, _classifier), "text": (_text, _language_model)}
+
+
+@pytest.fixture(params=TINY)
+def tiny(request):
+    """A tiny task and what makes fresh data for it."""
+    columns, task = TINY[request.param]
+    torch.manual_seed(0)
+    return SimpleNamespace(
+        name=request.param,
+        task=task(),
+        data=lambda **options: TinyData(columns(), **{"batch_size": 6, "seed": 5} | options),
+    )
+
+
+@pytest.fixture(scope="session")
+def fit(tmp_path_factory):
+    """Fit a strategy as a user would; `resume` takes a checkpoint, others go to the Trainer."""
+
+    def run(model, data, max_epochs=None, resume=None, **options):
+        seed_everything(0, verbose=False)
+        if max_epochs is None:
+            max_epochs = 1 if model.one_shot else 3
+        trainer = Trainer(
+            **{
+                "default_root_dir": tmp_path_factory.mktemp("fit"),
+                "accelerator": "cpu",
+                "max_epochs": max_epochs,
+                "logger": False,
+                "enable_checkpointing": False,
+                "enable_progress_bar": False,
+                "enable_model_summary": False,
+                "limit_val_batches": 0,
+            }
+            | options
+        )
+        trainer.fit(model, data, ckpt_path=resume)
+        return model
+
+    return run
+
+
+def _accuracies(task, data):
+    task.eval()
+    found = {}
+    with torch.no_grad():
+        for name in ("forget", "retain", "test"):
+            batches = list(data.sweep(getattr(data, f"{name}_set")))
+            found[name] = torch.cat([task.correct(task(b), b) for b in batches]).mean().item()
+    return found
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """A model trained on the digits, one retrained without the threes, and how to measure."""
+    data = DigitsDataModule(ForgetClass([3]))
+    data.setup("validate")
+    task = ClassificationTask(
+        MLP(64, [64], 10), optimizer=lambda p: torch.optim.Adam(p, lr=0.003), epochs=30
+    )
+    quiet = {"accelerator": "cpu", "enable_progress_bar": False}
+    original, retrained = copy.deepcopy(task), copy.deepcopy(task)
+    train_task(original, data, "train", 0, quiet)
+    train_task(retrained, data, "retrain", 1, quiet)
+    return SimpleNamespace(
+        original=original.eval(),
+        retrained=_accuracies(retrained, data),
+        before=_accuracies(original, data),
+        measure=lambda strategy: _accuracies(strategy.task, data),
+        data=lambda **options: DigitsDataModule(ForgetClass([3]), **options),
+    )
