@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 __all__ = ["Dense", "Lookup", "Outer", "ParameterGradient"]
 
@@ -53,8 +54,8 @@ class Outer:
         samples, blocks, steps, p = self.inputs.shape
         q = self.outputs.shape[-1]
         if steps == 1:
-            squares = self.inputs.square().sum(-1) * self.outputs.square().sum(-1)
-            return squares.sum((1, 2))
+            norms = vector_norm(self.inputs, dim=-1) * vector_norm(self.outputs, dim=-1)
+            return norms.square().sum((1, 2))
         gram = steps * (p + q) <= p * q
         found = []
         for span in _spans(samples, blocks * (2 * steps * steps if gram else p * q)):
@@ -156,7 +157,7 @@ class Dense:
         return made.reshape(len(made), *shape)
 
     def squared_norms(self) -> Tensor:
-        return self.make().flatten(1).square().sum(1)
+        return vector_norm(self.make().flatten(1), dim=1).square()
 
     def dots(self, vector: Tensor) -> Tensor:
         return self.make().flatten(1) @ vector.reshape(-1)

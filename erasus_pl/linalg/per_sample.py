@@ -81,6 +81,7 @@ class PerSampleGradients:
         self.reason = ""
         size = sum(parameter.numel() for parameter in self.parameters.values())
         self.chunk_size = chunk_size or max(1, _BUDGET // size)
+        self._layers: list[nn.Module] | None = None
         self._proven: set[int] = set()
 
     def norms(self, batch: Any) -> Tensor:
@@ -130,8 +131,9 @@ class PerSampleGradients:
             return None
         samples = batch_size(batch)
         try:
-            layers = layers_with_parameters(self.module)
-            captured = capture(layers, self.loss_fn, batch, samples)
+            if self._layers is None:
+                self._layers = layers_with_parameters(self.module)
+            captured = capture(self._layers, self.loss_fn, batch, samples)
             if samples not in self._proven:
                 self._prove(captured)
                 self._proven.add(samples)
