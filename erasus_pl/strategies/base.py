@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from erasus_pl._lean_loop import install as lean
 from erasus_pl.tasks.base import SPLITS, Batch, OptimizerCallable, Task
 
 __all__ = ["NoEffectWarning", "Strategy"]
@@ -103,6 +104,7 @@ class Strategy(LightningModule):
                 f"{type(self).__name__} edits the weights once: set trainer.max_epochs: 1 "
                 f"(got {self.trainer.max_epochs})"
             )
+        lean(self.trainer)
         self._before = _checksum(self.task)
         if self.needs_original:
             original = copy.deepcopy(self.task).requires_grad_(False).eval()

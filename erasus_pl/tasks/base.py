@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MetricCollection
 
+from erasus_pl._lean_loop import install as lean
+
 __all__ = ["SPLITS", "Batch", "OptimizerCallable", "SchedulerCallable", "Task", "read_weights"]
 
 Batch = dict[str, Any]
@@ -228,6 +230,11 @@ class Task(LightningModule):
                     f"{tuple(value.shape)}, this network needs {tuple(own[key].shape)}"
                 )
         self.network.load_state_dict(stripped)
+
+    def setup(self, stage: str) -> None:
+        """Leave out of the training loop what the run does not use."""
+        if stage == "fit":
+            lean(self.trainer)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step of ordinary training."""
