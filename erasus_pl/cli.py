@@ -12,20 +12,24 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 import datamodules  # noqa: F401
 import erasus_pl.selectors  # noqa: F401
 import erasus_pl.strategies  # noqa: F401
 import erasus_pl.tasks  # noqa: F401
+from erasus_pl._console import Progress, quiet, say, show_splits
 from erasus_pl._parsing import Parser, is_ours, remedy
 from erasus_pl._words import UsageError, complain
 from erasus_pl.callbacks import AtomicCheckpointIO, Recorder, RunCheckpoint, RunCSVLogger
+from erasus_pl.callbacks.atomic_io import save_atomically
 from erasus_pl.evaluation.gold import Kept, cache_key
 from erasus_pl.requests import ForgetRequest
 from erasus_pl.selectors import Selector
 from erasus_pl.strategies import Strategy
 from erasus_pl.tasks import Task
+from erasus_pl.tasks.base import SPLITS
 
 __all__ = ["ErasusCLI", "EvidenceOptions", "UnlearningTrainer", "run"]
 
@@ -99,10 +103,22 @@ class ErasusCLI(LightningCLI):
         parser.link_arguments("request", "data.init_args.request", apply_on="instantiate")
         parser.add_class_arguments(EvidenceOptions, "evidence")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.add_argument(
+            "--resume", action="store_true", help="The same as --ckpt_path last."
+        )
+        parser.set_defaults({"trainer.enable_model_summary": False})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Read the run file and the command line."""
         self.config = parser.parse(args)
+        settings = self.config[self.config.subcommand]
+        if settings.pop("resume"):
+            if settings.ckpt_path not in (None, "last"):
+                raise UsageError(
+                    f"`resume` means the last checkpoint, and `ckpt_path` is "
+                    f"{settings.ckpt_path!r}; give one of the two"
+                )
+            settings.ckpt_path = "last"
 
     def _parse_ckpt_path(self) -> None:
         """A checkpoint holds no configuration: config.yaml is the record."""
@@ -128,7 +144,10 @@ class ErasusCLI(LightningCLI):
             checkpoint.dirpath = str(self.run_dir / "checkpoints")
         self.recorder = Recorder()
         selector = [settings["selector"]] if settings.get("selector") else []
-        kwargs["callbacks"] = [self.recorder, *selector, *(given.get("callbacks") or [])]
+        callbacks = given.get("callbacks") or []
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        doing = "unlearning" if isinstance(self.model, Strategy) else "training"
+        kwargs["callbacks"] = [self.recorder, *selector, *callbacks, *self._bar(doing, callbacks)]
         try:
             return super().instantiate_trainer(**kwargs)
         except (ValueError, MisconfigurationException) as error:
@@ -142,15 +161,28 @@ class ErasusCLI(LightningCLI):
 
     def validate(self, **arguments: Any) -> None:
         """Measure utility on forget, retain, test and holdout set."""
-        self.trainer.validate(**self._resolve(arguments))
+        show_splits(self.trainer.validate(**self._resolve(arguments), verbose=False))
 
     def test(self, **arguments: Any) -> None:
         """Measure utility on forget, retain, test and holdout set."""
-        self.trainer.test(**self._resolve(arguments))
+        show_splits(self.trainer.test(**self._resolve(arguments), verbose=False))
 
     def predict(self, **arguments: Any) -> None:
-        """Predict on forget, retain, test and holdout set."""
-        self.trainer.predict(**self._resolve(arguments))
+        """Write outputs and dataset positions of every set to predictions.pt in the run's folder.
+
+        The file holds, for each of forget, retain, test and holdout, a dict of `index` (n,) and
+        `outputs` (n, …); each process writes its own part.
+        """
+        found = self.trainer.predict(**self._resolve(arguments), return_predictions=True)
+        content = {
+            split: {k: _join([batch[k] for batch in batches]) for k in ("index", "outputs")}
+            for split, batches in zip(SPLITS, found, strict=True)
+            if batches
+        }
+        rank = f"-{self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
+        path = self.run_dir / f"predictions{rank}.pt"
+        save_atomically(content, path)
+        say(f"predictions: {path}")
 
     def before_fit(self) -> None:
         """Give the strategy a trained original."""
@@ -166,6 +198,13 @@ class ErasusCLI(LightningCLI):
         """Measure and report."""
         if isinstance(self.model, Strategy) and self._settings.evidence.enabled:
             self._report()
+
+    def before_validate(self) -> None:
+        """See that checkpoint and data are there and fit."""
+        self._checkpoint()
+        self._check()
+
+    before_test = before_predict = before_validate
 
     def before_evaluate(self) -> None:
         """Read or train the original."""
@@ -183,13 +222,23 @@ class ErasusCLI(LightningCLI):
         return self.config[self.subcommand]
 
     def _resolve(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        return {**arguments, "ckpt_path": self._checkpoint()}
+        kept = {k: v for k, v in arguments.items() if k not in ("verbose", "return_predictions")}
+        return {**kept, "ckpt_path": self._checkpoint()}
+
+    def _bar(self, doing: str, others: list[Callback] | None = None) -> list[Callback]:
+        asked = self._settings.trainer
+        own = any(isinstance(callback, ProgressBar) for callback in others or [])
+        off = asked.enable_progress_bar is False or asked.barebones
+        return [] if own or off else [Progress(doing)]
 
     def _checkpoint(self) -> str | None:
         given = self._settings.get("ckpt_path")
+        last = self.run_dir / "checkpoints" / "last.ckpt"
+        if given is None and self.subcommand != "fit":
+            task = self.model.task if isinstance(self.model, Strategy) else self.model
+            given = "last" if last.is_file() or getattr(task, "checkpoint", None) is None else None
         if given is None:
             return None
-        last = self.run_dir / "checkpoints" / "last.ckpt"
         path = last if given == "last" else Path(given)
         if not path.is_file():
             hint = f"; the last of this run is {str(last)!r}" if last.is_file() else ", or run fit"
@@ -244,22 +293,25 @@ class ErasusCLI(LightningCLI):
         }
         self.seconds: dict[str, float] = {}
         if task.checkpoint is not None:
-            _say(f"original: the weights of {task.checkpoint}")
+            say(f"original: the weights of {task.checkpoint}")
         else:
-            _say("original: looking for a trained model …")
+            say("original: looking for a trained model …")
             key = cache_key(**self._parts, seed=self._seed)
+            self.kept.trainer["callbacks"] = self._bar("training the original")
             model, seconds, found = self.kept.get(
                 "original", key, task, self.datamodule, "train", self._seed
             )
             task.network.load_state_dict(model.network.state_dict())
             self.seconds["original"] = seconds
-            _say(f"original: {'reused, trained before' if found else 'trained'} in {seconds:.1f} s")
+            say(f"original: {'reused, trained before' if found else 'trained'} in {seconds:.1f} s")
         self.original = copy.deepcopy(task).eval()
         self._set_seed()
 
     def _gold(self) -> list[Task]:
         gold = []
-        for i in range(self._settings.evidence.retrained):
+        count = self._settings.evidence.retrained
+        for i in range(count):
+            self.kept.trainer["callbacks"] = self._bar(f"retraining {i + 1} of {count}")
             seed = self._seed + 1 + i
             key = cache_key(
                 **self._parts, seed=seed, forget=self.datamodule.manifest.forget_sha256
@@ -271,7 +323,7 @@ class ErasusCLI(LightningCLI):
             name = "retrained" if i == 0 else f"retrained_{i + 1}"
             self.seconds[name] = seconds
             how = "reused, trained before" if found else "trained"
-            _say(f"{name.replace('_', ' (seed ')}{')' if i else ''}: {how} in {seconds:.1f} s")
+            say(f"{name.replace('_', ' (seed ')}{')' if i else ''}: {how} in {seconds:.1f} s")
         return gold
 
     def _report(self) -> None:
@@ -316,7 +368,7 @@ class ErasusCLI(LightningCLI):
         )
         evidence.write(self.run_dir)
         show(evidence)
-        _say(f"report: {self.run_dir / 'report.html'}")
+        say(f"report: {self.run_dir / 'report.html'}")
 
 
 class _SaveConfig(SaveConfigCallback):
@@ -326,8 +378,11 @@ class _SaveConfig(SaveConfigCallback):
         if stage == "fit" and trainer.is_global_zero:
             folder = Path(trainer.default_root_dir)
             folder.mkdir(parents=True, exist_ok=True)
+            config = self.config.clone()
+            for name in ("config", "ckpt_path", "weights_only"):
+                config.pop(name, None)
             self.parser.save(
-                self.config, folder / "config.yaml", skip_none=False, overwrite=True,
+                config, folder / "config.yaml", skip_none=False, overwrite=True,
                 multifile=False,
             )  # fmt: skip
 
@@ -337,6 +392,7 @@ def run(args: list[str] | None = None) -> int:
 
     What the user can mend is printed as one line; anything else keeps its traceback.
     """
+    quiet()
     try:
         ErasusCLI(
             trainer_class=UnlearningTrainer,
@@ -355,8 +411,9 @@ def run(args: list[str] | None = None) -> int:
     return 0
 
 
-def _say(text: str) -> None:
-    print(f"erasus_pl · {text}", flush=True)
+def _join(parts: list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
+    same = len({part.shape[1:] for part in parts}) == 1
+    return torch.cat(parts).cpu() if same else [part.cpu() for part in parts]
 
 
 def _check_fit(task: Task, data: LightningDataModule) -> None:
