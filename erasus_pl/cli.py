@@ -282,12 +282,12 @@ class ErasusCLI(LightningCLI):
         recipe = settings.get("task") or settings.model.init_args.get("task")
         data = {
             k: v
-            for k, v in settings.data.as_dict()["init_args"].items()
+            for k, v in _plain(settings.data.as_dict())["init_args"].items()
             if k not in ("request", "num_workers", "pin_memory", "epoch", "forget_batch_size")
         }
         self._seed = self.datamodule.seed
         self._parts = {
-            "task": recipe.as_dict(),
+            "task": _plain(recipe.as_dict()),
             "data": [settings.data.class_path, data],
             "content": self.datamodule.manifest.fingerprint if self.datamodule.manifest else None,
         }
@@ -409,6 +409,12 @@ def run(args: list[str] | None = None) -> int:
             raise
         return complain(line)
     return 0
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items() if not k.startswith("__")}
+    return [_plain(v) for v in value] if isinstance(value, list) else value
 
 
 def _join(parts: list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
