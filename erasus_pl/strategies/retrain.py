@@ -28,7 +28,7 @@ def reset_trainable(network: nn.Module, reset: Callable[[], None], seed: int) ->
         reset: draws all of it anew.
         seed: of the draw; the generator is put back as it was.
     """
-    frozen = {}
+    frozen: dict[str, Tensor] = {}
     for prefix, module in network.named_modules():
         own = dict(module.named_parameters(recurse=False))
         kept = {k: p for k, p in own.items() if not p.requires_grad}

@@ -4,7 +4,9 @@ Kurmanji et al., "Towards Unbounded Machine Unlearning" (NeurIPS 2023, arXiv:230
 Algorithm 1. The original is the teacher T, the model the student S, and d(x) = KL(T(x) ‖ S(x)) with
 both softened by a temperature. Each of the first `msteps` epochs first maximises the mean of d over
 D_f, then, like all later epochs, minimises γ ℓ + α d over D_r. Divergences are multiplied by the
-squared temperature, as in the published code, so that their gradients keep their size.
+squared temperature, as in the published code, so that their gradients keep their size. At the very
+start S = T, where d has no gradient: without dropout or batch norm to part them the first pass of
+max-steps does next to nothing, so `msteps` of 1 is too few.
 
 SCRUB+R (Sec. 3.2 of the paper) rewinds: since an error on D_f that is too high gives membership
 away, it goes back to the end of the epoch whose error on D_f is nearest to the last model's error
@@ -163,7 +165,7 @@ class SCRUB(Strategy):
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
         """Step; SCRUB+R keeps what an epoch ends with before anything is saved or validated."""
-        if self._passed_over:
+        if self._passed_over and optimizer_closure is not None:
             optimizer_closure()
             return
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)

@@ -127,10 +127,11 @@ def digits():
     original, retrained = copy.deepcopy(task), copy.deepcopy(task)
     train_task(original, data, "train", 0, quiet)
     train_task(retrained, data, "retrain", 1, quiet)
+    before = _accuracies(original, data)
     return SimpleNamespace(
-        original=original.eval(),
+        original=original.train(),
         retrained=_accuracies(retrained, data),
-        before=_accuracies(original, data),
+        before=before,
         measure=lambda strategy: _accuracies(strategy.task, data),
         data=lambda **options: DigitsDataModule(ForgetClass([3]), **options),
     )

@@ -70,9 +70,7 @@ def test_gradient_ascent_is_the_negative_gradient(tiny, batches):
     task = tiny.task.eval()
     strategy = GradientAscent(task)
     (term,) = strategy.unlearning_losses(batches[0], None).values()
-    for g, plain in zip(
-        gradient(term, task), gradient(task.loss(batches[0]), task), strict=True
-    ):
+    for g, plain in zip(gradient(term, task), gradient(task.loss(batches[0]), task), strict=True):
         torch.testing.assert_close(g, -plain)
 
 

@@ -111,9 +111,6 @@ def test_other_weights_keep_every_bit(optimizer, tiny, fit):
 
 def test_other_weights_do_not_count_in_the_clipped_norm(tiny, fit):
     class Norm(Callback):
-        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-            self.module = pl_module
-
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             for name, parameter in pl_module.trainable.items():
                 assert not parameter.grad[~pl_module.mask[name]].any()

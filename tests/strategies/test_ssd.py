@@ -126,7 +126,7 @@ def test_says_where_no_weight_can_be_selected(tiny, fit):
 
 
 def test_needs_one_epoch(tiny, fit):
-    with pytest.raises(ValueError, match="set trainer.max_epochs: 1"):
+    with pytest.raises(ValueError, match=r"set trainer\.max_epochs: 1"):
         fit(SSD(tiny.task), tiny.data(), max_epochs=2)
 
 
