@@ -85,7 +85,8 @@ class Cycle:
         n = len(self.positions)
         if self.whole_passes:
             cycle, k = divmod(i, len(self))
-            parts = [(cycle, k * self.batch, min(n, (k + 1) * self.batch))]
+            positions = self._pass(cycle)[k * self.batch : (k + 1) * self.batch]
+            cycles = torch.full_like(positions, cycle)
         else:
             parts, start, left = [], i * self.batch, self.batch
             while left:
@@ -93,8 +94,8 @@ class Cycle:
                 take = min(left, n - offset)
                 parts.append((cycle, offset, offset + take))
                 start, left = start + take, left - take
-        positions = torch.cat([self._pass(c)[a:b] for c, a, b in parts])
-        cycles = torch.cat([torch.full((b - a,), c) for c, a, b in parts])
+            positions = torch.cat([self._pass(c)[a:b] for c, a, b in parts])
+            cycles = torch.cat([torch.full((b - a,), c) for c, a, b in parts])
         if self.world > 1:
             mine = slice(self.rank, None, self.world) if len(positions) > self.rank else slice(1)
             positions, cycles = positions[mine], cycles[mine]

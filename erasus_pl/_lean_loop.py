@@ -38,14 +38,14 @@ _HOOKS = (
     "on_before_optimizer_step", "on_train_batch_end",
 )  # fmt: skip
 _STOCK_REFRESHES = 100
-_REFRESHES = 10
+_REFRESHES = 5
 
 
 def install(trainer: Trainer) -> None:
     """Give a trainer the lean loop in place of the stock one; a loop of one's own is left alone.
 
     Lightning's bar draws itself a hundred times a second, which keeps a third of a core busy; one
-    that was not told otherwise is slowed to ten.
+    that was not told otherwise is slowed to five.
     """
     stock = trainer.fit_loop.epoch_loop
     if type(stock) is _TrainingEpochLoop:
@@ -125,7 +125,8 @@ class _Step:
         if self.moves:
             batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
         progress.increment_ready()
-        connector.on_batch_start(batch)
+        connector._first_loop_iter = connector._first_loop_iter is None
+        results.batch, results.batch_size, results.dataloader_idx = batch, None, None
         self._call("on_train_batch_start", batch, index)
         progress.increment_started()
         step = OrderedDict(zip(self.keywords, (batch, index), strict=False))
@@ -145,7 +146,9 @@ class _Step:
         else:
             results.batch = results.batch_size = None
         progress.increment_completed()
-        connector.update_train_step_metrics()
+        every, done = trainer.log_every_n_steps, loop._batches_that_stepped + 1
+        if (every and done % every == 0) or trainer.should_stop or trainer.fast_dev_run:
+            connector.update_train_step_metrics()
 
     def is_within_epoch(self) -> bool:
         """Whether validation is certainly not due."""
