@@ -68,7 +68,7 @@ class TextDataModule(UnlearningDataModule):
         self,
         path: str | None = None,
         field: str = "text",
-        people: int = 60,
+        people: int = 40,
         length: int = 64,
         held_out: float = 0.3,
         split_by: str | None = None,
