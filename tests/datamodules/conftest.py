@@ -1,0 +1,46 @@
+"""Where data is that does not come with the project, and a small dataset that draws at random."""
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+_BESIDE = Path(__file__).parents[3] / "shared" / "data"
+
+
+@pytest.fixture
+def shared():
+    """Path of a shared file by its name; skips where it is absent."""
+
+    def find(name):
+        path = Path(os.environ.get("ERASUS_PL_DATA", _BESIDE)) / name
+        if not path.is_file():
+            pytest.skip(f"{name} is absent; set ERASUS_PL_DATA to the folder that holds it")
+        return str(path)
+
+    return find
+
+
+class Drawing(Dataset):
+    """Items that draw from all three random generators, as augmentations of users do."""
+
+    def __init__(self, n=40):
+        self.n = n
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, i):
+        if not 0 <= i < self.n:
+            raise IndexError(i)
+        drawn = [torch.rand(()).item(), float(np.random.rand()), random.random()]
+        return torch.tensor([float(i), *drawn]), i % 4
+
+
+@pytest.fixture
+def drawing():
+    return Drawing()
