@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -14,11 +14,19 @@ from torch.utils.data import Dataset, default_collate
 from datamodules.loaders import Cycle, Fetcher, Pick, StepLoader, SweepLoader, mix
 from erasus_pl.requests import ForgetRequest, Manifest, fingerprint
 
-__all__ = ["ArrayDataset", "Pools", "UnlearningDataModule", "View"]
+__all__ = ["ArrayDataset", "MapDataset", "Pools", "UnlearningDataModule", "View"]
 
 _RANDOM_HOLDOUT = "a random part of the held-out data"
 _GIVEN_HOLDOUT = "the holdout data that was given"
 _MATCHED_HOLDOUT = "the held-out data that the request matches"
+
+
+class MapDataset(Protocol):
+    """What a datamodule can split: a length, and an item at each position."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
 
 
 class ArrayDataset(Dataset):
@@ -67,7 +75,7 @@ class View(Dataset):
         positions: `(n,)` positions in it, in ascending order.
     """
 
-    def __init__(self, dataset: Dataset, positions: Tensor) -> None:
+    def __init__(self, dataset: MapDataset, positions: Tensor) -> None:
         self.dataset = dataset
         self.positions = positions
 
@@ -93,8 +101,8 @@ class Pools:
     """
 
     name: str
-    train: Dataset
-    held_out: Dataset
+    train: MapDataset
+    held_out: MapDataset
     columns: dict[str, np.ndarray] = field(default_factory=dict)
     held_out_columns: dict[str, np.ndarray] = field(default_factory=dict)
     content: dict[str, np.ndarray] = field(default_factory=dict)
@@ -218,7 +226,7 @@ class UnlearningDataModule(LightningDataModule):
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader
 
-    def sweep(self, dataset: View | Dataset) -> SweepLoader:
+    def sweep(self, dataset: MapDataset) -> SweepLoader:
         """Every sample of a set once, in order, as batches."""
         if not isinstance(dataset, View):
             dataset = View(dataset, torch.arange(len(dataset)))
@@ -352,8 +360,9 @@ class UnlearningDataModule(LightningDataModule):
         self.step += 1
 
     def _on_device(self, batches: SweepLoader) -> Iterator[dict[str, Any]]:
+        trainer: Any = self.trainer
         for batch in batches:
-            yield self.trainer.strategy.batch_to_device(batch)
+            yield trainer.strategy.batch_to_device(batch)
 
 
 def _refuse_overlap(pools: Pools, forget: np.ndarray) -> None:

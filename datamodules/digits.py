@@ -1,5 +1,7 @@
 """Handwritten digits, shipped with scikit-learn (UCI Optical Recognition of Handwritten Digits)."""
 
+from typing import Literal
+
 import numpy as np
 import torch
 
@@ -27,7 +29,7 @@ class DigitsDataModule(UnlearningDataModule):
         held_out: float = 0.4,
         batch_size: int = 64,
         forget_batch_size: int | None = None,
-        epoch: str = "forget",
+        epoch: Literal["forget", "retain"] = "forget",
         num_workers: int = 0,
     ) -> None:
         super().__init__(

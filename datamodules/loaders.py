@@ -130,7 +130,7 @@ class Fetcher(Dataset):
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Any,
         seed: int,
         weights: Tensor | None = None,
         collate: Callable = default_collate,

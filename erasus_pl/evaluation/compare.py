@@ -1,18 +1,18 @@
 """Measure the original, the unlearned and the retrained model on every split, side by side."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sized
+from typing import Any, Protocol
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from erasus_pl.evaluation.evidence import Evidence, ModelRecord
 from erasus_pl.evaluation.measures import measure
 from erasus_pl.evaluation.verdict import verdict
+from erasus_pl.requests import ForgetRandom
 from erasus_pl.tasks.base import SPLITS, Task
 
-__all__ = ["compare", "records"]
+__all__ = ["SplitData", "compare", "records"]
 
 _NAMES = {
     "original": "original",
@@ -22,11 +22,25 @@ _NAMES = {
 }
 
 
+class SplitData(Protocol):
+    """What is measured on: the four sets, and a way through each; any `UnlearningDataModule`."""
+
+    request: Any
+    manifest: Any
+    forget_set: Sized
+    retain_set: Sized
+    test_set: Sized
+    holdout_set: Sized
+
+    def sweep(self, dataset: Any) -> Iterable[dict[str, Any]]:
+        """Every sample of a set once, in order, as batches."""
+
+
 def compare(
     original: Task,
     unlearned: Task,
     retrained: Task | list[Task] | None,
-    data: LightningDataModule,
+    data: SplitData,
     *,
     seconds: Mapping[str, float] | None = None,
     run: Mapping[str, Any] | None = None,
@@ -61,7 +75,7 @@ def compare(
         coreset=dict(coreset) if coreset else None,
         models=found,
         measures=measure(found),
-        verdict=verdict(found),
+        verdict=verdict(found, random_draw=isinstance(data.request, ForgetRandom)),
         curves=dict(curves or {}),
         notes=list(notes or []),
     )
@@ -70,7 +84,7 @@ def compare(
 @torch.no_grad()
 def records(
     models: Mapping[str, Task],
-    data: LightningDataModule,
+    data: SplitData,
     seconds: Mapping[str, float] | None = None,
 ) -> dict[str, ModelRecord]:
     """Per-sample scores, losses and correctness of each model on each split.

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from erasus_pl.strategies.base import Strategy
 from erasus_pl.tasks.base import Batch
@@ -62,11 +61,11 @@ class Selector(Callback):
         self.seconds: float | None = None
         self._picked: dict[str, Tensor | None] = {}
 
-    def scores(self, strategy: Strategy, dataset: Dataset) -> Tensor:
+    def scores(self, strategy: Strategy, dataset: Any) -> Tensor:
         """Score every sample of the dataset, `(n,)`; the highest are kept."""
         raise NotImplementedError(f"{type(self).__name__} must define `scores` or `select`")
 
-    def select(self, strategy: Strategy, dataset: Dataset, k: int) -> Coreset:
+    def select(self, strategy: Strategy, dataset: Any, k: int) -> Coreset:
         """Pick k samples: here those with the highest score; ties go to the first."""
         scores = self.scores(strategy, dataset)
         if scores.shape != (len(dataset),):
@@ -74,12 +73,17 @@ class Selector(Callback):
                 f"{type(self).__name__}.scores must return one score per sample, "
                 f"({len(dataset)},), got {tuple(scores.shape)}"
             )
+        if not scores.isfinite().all():
+            raise ValueError(
+                f"{type(self).__name__}: {int((~scores.isfinite()).sum())} of {len(scores)} scores "
+                "are not finite; the model has diverged on them, or its input holds NaN"
+            )
         best = scores.cpu().sort(descending=True, stable=True).indices[:k]
         return Coreset(best.sort().values)
 
-    def batches(self, strategy: Strategy, dataset: Dataset) -> Iterator[Batch]:
+    def batches(self, strategy: Strategy, dataset: Any) -> Iterator[Batch]:
         """The dataset in its own order, as collated batches on the strategy's device."""
-        for batch in strategy.trainer.datamodule.sweep(dataset):
+        for batch in strategy.data.sweep(dataset):
             yield strategy.trainer.strategy.batch_to_device(batch)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -89,7 +93,7 @@ class Selector(Callback):
                 f"{type(self).__name__} selects for a Strategy, and the model is a "
                 f"{type(pl_module).__name__}; remove it from trainer.callbacks"
             )
-        data = trainer.datamodule
+        data = pl_module.data
         if not self._picked:
             missing = sorted(set(self.requires) - pl_module.task.capabilities)
             if missing:
@@ -103,11 +107,13 @@ class Selector(Callback):
             k = self.size(len(dataset))
             modes = {m: m.training for m in pl_module.modules()}
             pl_module.eval()
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.seed)
-                coreset = self.select(pl_module, dataset, k)
-            for module, mode in modes.items():
-                module.training = mode
+            try:
+                with torch.random.fork_rng():
+                    torch.manual_seed(self.seed)
+                    coreset = self.select(pl_module, dataset, k)
+            finally:
+                for module, mode in modes.items():
+                    module.training = mode
             _check(coreset, k, len(dataset), type(self).__name__)
             self._picked = {
                 "indices": trainer.strategy.broadcast(coreset.indices.cpu().long()),
@@ -122,9 +128,9 @@ class Selector(Callback):
 
     def size(self, n: int) -> int:
         """How many of n samples to keep."""
-        if self.k is None:
+        if self.fraction is not None:
             return max(1, round(self.fraction * n))
-        if self.k > n:
+        if self.k is None or self.k > n:
             raise ValueError(f"`k` must be at most the size of the forget set, {n}, got {self.k}")
         return self.k
 

@@ -2,10 +2,11 @@
 
 import copy
 import warnings
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
 from erasus_pl._lean_loop import install as lean
@@ -60,17 +61,22 @@ class Strategy(LightningModule):
         return self.__dict__["_original"]
 
     @property
+    def data(self) -> Any:
+        """The datamodule of the run."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    @property
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         """The task's parameters that may change, by name; what the user froze is not among them."""
         return {k: p for k, p in self.task.named_parameters() if p.requires_grad}
 
-    def unlearning_losses(self, forget: Batch | None, retain: Batch | None) -> dict[str, Tensor]:
-        """Named scalar terms of one step; their sum is minimised."""
+    def unlearning_losses(self, forget: Any, retain: Any) -> dict[str, Tensor]:
+        """Named scalar terms of one step; their sum is minimised. None where `loader_mode` says so."""
         raise NotImplementedError(
             f"{type(self).__name__} must define `unlearning_losses`, or `accumulate` and `edit`"
         )
 
-    def accumulate(self, forget: Batch | None, retain: Batch | None) -> None:
+    def accumulate(self, forget: Any, retain: Any) -> None:
         """Take in one batch of each set; None where a set is exhausted."""
 
     def edit(self) -> None:
@@ -127,8 +133,8 @@ class Strategy(LightningModule):
             self._one_shot_step(forget, retain)
             return None
         losses = self.unlearning_losses(forget, retain)
-        total = sum(losses.values())
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+        total, trainer = cast(Tensor, sum(losses.values())), cast(Any, self.trainer)
+        if trainer.global_step % trainer.log_every_n_steps == 0:
             terms = losses if len(losses) < 2 else {**losses, "loss": total}
             size = max(len(b["index"]) for b in (forget, retain) if b is not None)
             self.log_dict(terms, prog_bar=True, batch_size=size)
@@ -175,7 +181,7 @@ class Strategy(LightningModule):
     def _one_shot_step(self, forget: Batch | None, retain: Batch | None) -> None:
         self.totals = {k: v.to(self.device) for k, v in self.totals.items()}
         self.accumulate(forget, retain)
-        self.optimizers().step()
+        cast(LightningOptimizer, self.optimizers()).step()
         if self.trainer.is_last_batch:
             for name, total in self.totals.items():
                 self.totals[name] = self.trainer.strategy.reduce(total, reduce_op="sum")

@@ -4,7 +4,7 @@ import copy
 import pickle
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -238,8 +238,8 @@ class Task(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step of ordinary training."""
-        loss = self.loss(batch)
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+        loss, trainer = self.loss(batch), cast(Any, self.trainer)
+        if trainer.global_step % trainer.log_every_n_steps == 0:
             self.log("loss", loss, prog_bar=True, batch_size=len(batch["index"]))
         return loss
 
@@ -254,7 +254,7 @@ class Task(LightningModule):
             sync_dist=host.trainer.world_size > 1,
             add_dataloader_idx=False,
         )
-        metrics = self.utility[split]
+        metrics = cast(MetricCollection, self.utility[split])
         if len(metrics):
             metrics.update(*self.predictions(outputs, batch))
             for name, metric in metrics.items():
