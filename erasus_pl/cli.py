@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar
@@ -19,6 +20,7 @@ import datamodules  # noqa: F401
 import erasus_pl.selectors  # noqa: F401
 import erasus_pl.strategies  # noqa: F401
 import erasus_pl.tasks  # noqa: F401
+from erasus_pl import __version__
 from erasus_pl._console import Progress, quiet, say, show_splits
 from erasus_pl._parsing import Parser, is_ours, remedy
 from erasus_pl._words import UsageError, complain
@@ -246,7 +248,21 @@ class ErasusCLI(LightningCLI):
                 f"`ckpt_path`: there is no checkpoint {str(path)!r}; give the path of a .ckpt file"
                 f"{hint}"
             )
+        if self.subcommand == "fit":
+            self._refuse_another_strategy(path)
         return str(path)
+
+    def _refuse_another_strategy(self, checkpoint: Path) -> None:
+        record = checkpoint.parent.parent / "config.yaml"
+        if not record.is_file():
+            return
+        before = yaml.safe_load(record.read_text(encoding="utf-8"))["model"]["class_path"]
+        now = self._settings.model.class_path
+        if before != now:
+            raise UsageError(
+                f"`ckpt_path`: {str(checkpoint)!r} was made by {before}, and `model` is {now}; "
+                "resume with the same, or start without --ckpt_path"
+            )
 
     def _default_folder(self) -> str:
         configs = self._settings.get("config") or []
@@ -354,9 +370,8 @@ class ErasusCLI(LightningCLI):
                 "paper": self.model.paper,
                 "seed": self._settings.seed_everything,
                 "started": datetime.now(UTC).isoformat(timespec="seconds"),
-                "versions": {
-                    p: version(p) for p in ("erasus-pl", "torch", "lightning", "torchmetrics")
-                },
+                "versions": {"erasus_pl": __version__}
+                | {p: version(p) for p in ("torch", "lightning", "torchmetrics", "numpy")},
                 "python": platform.python_version(),
                 "machine": f"{platform.system()} {platform.machine()}, "
                 f"{torch.get_num_threads()} threads",
@@ -382,7 +397,7 @@ class _SaveConfig(SaveConfigCallback):
             for name in ("config", "ckpt_path", "weights_only"):
                 config.pop(name, None)
             self.parser.save(
-                config, folder / "config.yaml", skip_none=False, overwrite=True,
+                config, folder / "config.yaml", skip_unset=False, overwrite=True,
                 multifile=False,
             )  # fmt: skip
 

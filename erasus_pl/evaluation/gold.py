@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch import LightningDataModule
 
 from erasus_pl.callbacks.atomic_io import save_atomically
 from erasus_pl.tasks.base import Task
@@ -24,7 +23,7 @@ __all__ = ["Kept", "cache_key", "retrain", "train_task"]
 
 def train_task(
     task: Task,
-    data: LightningDataModule,
+    data: Any,
     on: Literal["train", "retrain"],
     seed: int,
     trainer: Mapping[str, Any] | None = None,
@@ -42,7 +41,7 @@ def train_task(
         Wall seconds.
     """
     pl.seed_everything(seed, verbose=False)
-    task.reset()
+    task.train().reset()
     task.loader_mode = on
     order, data.seed = data.seed, seed
     start = time.perf_counter()
@@ -63,7 +62,7 @@ def train_task(
 
 def retrain(
     task: Task,
-    data: LightningDataModule,
+    data: Any,
     seeds: tuple[int, ...] = (1, 2),
     trainer: Mapping[str, Any] | None = None,
 ) -> list[Task]:
@@ -104,7 +103,7 @@ class Kept:
         name: str,
         key: str,
         task: Task,
-        data: LightningDataModule,
+        data: Any,
         on: Literal["train", "retrain"],
         seed: int,
     ) -> tuple[Task, float, bool]:
