@@ -53,7 +53,9 @@ class Cycle:
         positions: `(n,)` positions in the dataset.
         batch_size: of one process.
         seed: of the order.
-        whole_passes: end every pass with a short batch, instead of filling it from the next pass.
+        whole_passes: end every pass with a short batch, instead of filling it from the next pass;
+            a single sample that is left over joins the batch before, since a batch norm
+            cannot train on one.
         shuffle: or keep the given order.
         rank: of this process, among `world`; a global batch is dealt out among them.
         world: number of processes.
@@ -79,13 +81,16 @@ class Cycle:
 
     def __len__(self) -> int:
         """Batches in one pass."""
-        return -(-len(self.positions) // self.batch)
+        full, rest = divmod(len(self.positions), self.batch)
+        alone = full == 0 or rest > 1 or (rest > 0 and not self.whole_passes)
+        return full + 1 if alone else full
 
     def __getitem__(self, i: int) -> Pick:
         n = len(self.positions)
         if self.whole_passes:
             cycle, k = divmod(i, len(self))
-            positions = self._pass(cycle)[k * self.batch : (k + 1) * self.batch]
+            end = n if k == len(self) - 1 else (k + 1) * self.batch
+            positions = self._pass(cycle)[k * self.batch : end]
             cycles = torch.full_like(positions, cycle)
         else:
             parts, start, left = [], i * self.batch, self.batch
