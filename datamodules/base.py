@@ -372,6 +372,6 @@ def _refuse_overlap(pools: Pools, forget: np.ndarray) -> None:
     both = np.intersect1d(asked, pools.held_out_columns["id"])
     if len(both):
         raise ValueError(
-            f"`request`: {len(both)} samples of the forget set are also held out, the first with "
-            f"id {both[0]!r}; take them out of the test and holdout data"
+            f"`request`: {len(both):,} of the forget set's samples are also held out, the first with "
+            f"id {both[0].item()!r}; take them out of the test and holdout data"
         )

@@ -236,6 +236,6 @@ def _refuse_same_ids(
         if len(both):
             msg = (
                 f"`{one}` and `{other}` share {len(both):,} samples, the first with id "
-                f"{both[0]!r}; take them out of one"
+                f"{both[0].item()!r}; take them out of one"
             )
             raise ValueError(msg)
