@@ -1,7 +1,7 @@
 """Bad teacher: on the forget set, learn from a model that knows nothing.
 
 Chundawat et al., "Can Bad Teaching Induce Forgetting? Unlearning in Deep Networks Using an
-Incompetent Teacher" (AAAI 2023, arXiv:2205.08096), Sec. 4: with the original T_s as competent and a
+Incompetent Teacher" (AAAI 2023, arXiv:2205.08096): with the original T_s as competent and a
 randomly initialised T_d as incompetent teacher, and l = 1 on D_f, 0 on D_r, the mean over D_f and a
 random part of D_r of L(x, l) = (1 − l) KL(T_s(x) ‖ S(x)) + l KL(T_d(x) ‖ S(x)) is minimised.
 The divergence is summed over classes: the mean over them that the published code takes is C times

@@ -1,7 +1,7 @@
 """Gradient ascent on the forget set.
 
 Graves et al., "Amnesiac Machine Learning" (AAAI 2021), and Thudi et al., "Unrolling SGD:
-Understanding Factors Influencing Machine Unlearning" (EuroS&P 2022, arXiv:2109.13398), Sec. 4:
+Understanding Factors Influencing Machine Unlearning" (EuroS&P 2022, arXiv:2109.13398):
 the loss that training minimised is maximised on D_f alone,
 L(θ) = −(1/|D_f|) Σ_{(x,y) ∈ D_f} ℓ(f_θ(x), y). It never looks at the retain set; nothing bounds it,
 so the learning rate and the number of steps decide between no effect and collapse.

@@ -1,6 +1,6 @@
 """Gradient ascent held by a divergence: "KL minimisation".
 
-Maini et al., "TOFU: A Task of Fictitious Unlearning for LLMs" (2024, arXiv:2401.06121), Sec. 3,
+Maini et al., "TOFU: A Task of Fictitious Unlearning for LLMs" (2024, arXiv:2401.06121),
 baseline KL Minimization: L(θ) = −L(D_f, θ) + (1/|D_r|) Σ_{s ∈ D_r} KL(p_{θ_o}(· | s) ‖ p_θ(· | s)),
 with the divergence averaged over the tokens of a sequence. The retained divergence was introduced
 by Yao et al., "Large Language Model Unlearning" (2023, arXiv:2310.10683), beside a term of random

@@ -1,6 +1,6 @@
 """NegGrad+: descent on the retain set and ascent on the forget set, in one step.
 
-Kurmanji et al., "Towards Unbounded Machine Unlearning" (NeurIPS 2023, arXiv:2302.09880), Sec. 4,
+Kurmanji et al., "Towards Unbounded Machine Unlearning" (NeurIPS 2023, arXiv:2302.09880),
 baseline NegGrad+: L(θ) = α (1/|D_r|) Σ_{D_r} ℓ − (1 − α) (1/|D_f|) Σ_{D_f} ℓ. Each step takes a
 batch of either set, the smaller set cycled. The retain term keeps the ascent from running away,
 as long as α leaves it the upper hand.
@@ -20,7 +20,7 @@ __all__ = ["NegGradPlus", "neg_grad_plus_terms"]
 def neg_grad_plus_terms(
     forget_loss: Tensor, retain_loss: Tensor, alpha: float
 ) -> tuple[Tensor, Tensor]:
-    """−(1 − α) L_f and α L_r, whose sum NegGrad+ minimises (arXiv:2302.09880, Sec. 4).
+    """−(1 − α) L_f and α L_r, whose sum NegGrad+ minimises (arXiv:2302.09880).
 
     Args:
         forget_loss: L_f, mean loss on forget samples, scalar.

@@ -1,14 +1,14 @@
 """SCRUB: disobey the teacher on the forget set, obey it on the retain set.
 
-Kurmanji et al., "Towards Unbounded Machine Unlearning" (NeurIPS 2023, arXiv:2302.09880), eq. 3 and
-Algorithm 1. The original is the teacher T, the model the student S, and d(x) = KL(T(x) ‖ S(x)) with
+Kurmanji et al., "Towards Unbounded Machine Unlearning" (NeurIPS 2023, arXiv:2302.09880),
+min-max objective. The original is the teacher T, the model the student S, and d(x) = KL(T(x) ‖ S(x)) with
 both softened by a temperature. Each of the first `msteps` epochs first maximises the mean of d over
 D_f, then, like all later epochs, minimises γ ℓ + α d over D_r. Divergences are multiplied by the
 squared temperature, as in the published code, so that their gradients keep their size. At the very
 start S = T, where d has no gradient: without dropout or batch norm to part them the first pass of
 max-steps does next to nothing, so `msteps` of 1 is too few.
 
-SCRUB+R (Sec. 3.2 of the paper) rewinds: since an error on D_f that is too high gives membership
+SCRUB+R, of the same paper, rewinds: since an error on D_f that is too high gives membership
 away, it goes back to the end of the epoch whose error on D_f is nearest to the last model's error
 on data distributed like D_f that was never trained on (here the holdout set).
 """
@@ -27,7 +27,7 @@ __all__ = ["SCRUB", "max_term", "min_terms", "nearest_epoch"]
 
 
 def max_term(divergence: Tensor, kd_T: float) -> Tensor:
-    """−T² KL(T ‖ S) of the max-steps, to be minimised (arXiv:2302.09880, eq. 3, forget part).
+    """−T² KL(T ‖ S) of the max-steps, to be minimised (arXiv:2302.09880, forget part).
 
     Args:
         divergence: mean over forget samples at temperature T, scalar.
@@ -39,7 +39,7 @@ def max_term(divergence: Tensor, kd_T: float) -> Tensor:
 def min_terms(
     loss: Tensor, divergence: Tensor, alpha: float, gamma: float, kd_T: float
 ) -> tuple[Tensor, Tensor]:
-    """γ ℓ and α T² KL(T ‖ S) of the min-steps (arXiv:2302.09880, eq. 3, retain part).
+    """γ ℓ and α T² KL(T ‖ S) of the min-steps (arXiv:2302.09880, retain part).
 
     Args:
         loss: mean task loss over retain samples, scalar.

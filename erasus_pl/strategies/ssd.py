@@ -1,7 +1,7 @@
 """Selective synaptic dampening: shrink the weights that matter more to D_f than to D.
 
 Foster et al., "Fast Machine Unlearning Without Retraining Through Selective Synaptic Dampening"
-(AAAI 2024, arXiv:2308.07707), Sec. 4. One pass measures the importance of every weight as the
+(AAAI 2024, arXiv:2308.07707). One pass measures the importance of every weight as the
 diagonal Fisher information, E[(∂ℓ/∂θ_i)²], over D_f and over all of D; then, without training,
 θ_i ← β θ_i with β = min(λ I_D,i / I_Df,i, 1) wherever I_Df,i > α I_D,i. The expectation is over
 samples: squaring a batch's mean gradient, as the published code does, would make α depend on the
@@ -24,7 +24,7 @@ __all__ = ["SSD", "dampen", "pooled_importance"]
 def dampen(
     weights: Tensor, importance: Tensor, forget_importance: Tensor, alpha: float, lam: float
 ) -> Tensor:
-    """Weights after dampening (arXiv:2308.07707, Sec. 4, selection and dampening).
+    """Weights after dampening (arXiv:2308.07707, selection and dampening).
 
     Args:
         weights: θ, any shape.
