@@ -1,7 +1,7 @@
 """SalUn: random labels, learnt by the salient half of the weights alone.
 
 Fan et al., "SalUn: Empowering Machine Unlearning via Gradient-based Weight Saliency" (ICLR 2024,
-arXiv:2310.12508), weight saliency map and its use: m_S = 1[|∇_θ L(θ_o; D_f)| ≥ γ], with γ the median, and
+arXiv:2310.12508): the weight saliency map m_S = 1[|∇_θ L(θ_o; D_f)| ≥ γ], with γ the median, and
 θ_u = m_S ⊙ (Δθ + θ_o) + (1 − m_S) ⊙ θ_o, where Δθ minimises the random-label objective: every epoch
 ℓ(f_θ(x), y') over D_f with y' uniform over all classes, drawn anew for each batch, then
 ℓ(f_θ(x), y) over D_r. The gradient is the mean over all samples of D_f or its coreset, so that a
