@@ -18,6 +18,12 @@ _LOGGED = re.compile(
     r"💡 Tip|GPU available: False|TPU available: False|`weights_only` was not set"
     r"|`Trainer\.\w+` stopped: `max_epochs|Seed set to"
 )
+_LOGGERS = (
+    "pytorch.utilities.rank_zero",
+    "fabric.utilities.rank_zero",
+    "fabric.utilities.seed",
+    "pytorch.trainer.connectors.checkpoint_connector",
+)
 _WARNED = (
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated",
     r".*does not have many workers",
@@ -54,6 +60,11 @@ class Progress(RichProgressBar):
             self._drawn = now
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
+    def configure_columns(self, trainer: Trainer) -> list[Any]:
+        """Lightning's, less the speed, so that a line of 80 characters holds them."""
+        columns: list[Any] = super().configure_columns(trainer)
+        return columns[:-1]
+
     def _get_train_description(self, current_epoch: int) -> str:
         last = self.trainer.max_epochs
         return f"{self.doing}: epoch {current_epoch + 1}{f' of {last}' if last else ''}"
@@ -69,9 +80,8 @@ _QUIET = _Quiet()
 
 def quiet() -> None:
     """Leave out adverts and what Lightning says of itself, by message; all else stays."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        for handler in logging.getLogger(name).handlers:
-            handler.addFilter(_QUIET)
+    for name in _LOGGERS:
+        logging.getLogger(f"lightning.{name}").addFilter(_QUIET)
     for message in _WARNED:
         warnings.filterwarnings("ignore", message)
 

@@ -30,7 +30,7 @@ _NOISE = re.compile(
 )
 _REQUIRED = re.compile(r"the following arguments are required: (?:\w+\.)?(\w+)")
 _UNKNOWN = re.compile(r"unrecognized arguments: (-\S+)|does not accept option '([\w.]+)'")
-_STRAY = re.compile(r"unrecognized arguments: ([^-]\S*)|argument subcommand: invalid choice: (\S+)")
+_STRAY = re.compile(r"unrecognized arguments: ([^-]\S*)")
 _NO_FILE = re.compile(r"(?:File does not exist|Path is not a file|not readable): '(.+)'")
 _BROKEN = re.compile(r"Problems parsing config|Unexpected config")
 _NO_VALUE = re.compile(r"argument (\S+): expected .*argument")
@@ -60,7 +60,7 @@ class Parser(LightningArgumentParser):
                 raise UsageError(self._line(str(error), error)) from error
 
     def _line(self, message: str, error: Exception) -> str:
-        if found := _REQUIRED.search(message):
+        if found := _REQUIRED.match(message):
             return (
                 f"`{found[1]}` is missing; give it in a run file: --config conf/quickstart.yaml is "
                 "one"
@@ -76,7 +76,7 @@ class Parser(LightningArgumentParser):
             given = (found[1] or f"--{found[2]}").partition("=")[0]
             return f"unknown option {given!r}{did_you_mean(given, self._options())}"
         if found := _STRAY.search(message):
-            return f"{found[1] or found[2]} belongs to no option; options start with --"
+            return f"{found[1]!r} belongs to no option; options start with --"
         if found := _NO_VALUE.search(message):
             return f"a value is missing after {found[1].rpartition('/')[2]}"
         return condense(message, error)
@@ -146,9 +146,11 @@ def _shapes(detail: str) -> str:
 def is_ours(error: BaseException, *others: str) -> bool:
     """Whether an error that users cause was raised in this project's own code, or in others'."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    room = frames[-1].f_globals.get("__name__", "").split(".")[0] if frames else ""
-    return isinstance(error, ValueError | TypeError | OSError | ImportError) and (
-        room in (*_OURS, *others)
+    module = frames[-1].f_globals.get("__name__", "") if frames else ""
+    if isinstance(error, ImportError):
+        return module == "erasus_pl._extras"
+    return isinstance(error, ValueError | TypeError | OSError) and (
+        module.split(".")[0] in (*_OURS, *others)
     )
 
 
@@ -175,9 +177,9 @@ def condense(message: str, error: BaseException | None = None) -> str:
             text = found[2]
         if _NOISE.match(text):
             continue
-        field = ".".join(k for _, k in keys)
-        rest = lines[number + 1 :]
-        return _explain(text, field, types, rest, error)
+        if types or keys:
+            field = ".".join(k for _, k in keys)
+            return _explain(text, field, types, lines[number + 1 :], error)
     given = re.search(r"Given value: (.*)", message[message.find(types) :])
     if not types or not given:
         return " ".join(message.split())
@@ -196,6 +198,8 @@ def _explain(
         takes = _arguments(owner) if owner else set()
         hint = did_you_mean(name, takes) or (takes and f"; it takes {', '.join(sorted(takes))}")
         return f"`{place}`: unknown option{where}{hint or ''}"
+    if found := _REQUIRED.match(text):
+        return f"`{field}.{found[1]}` is missing, and has no default"
     if found := re.match(r"Invalid content in sub-config file (\S+): (.*)", text):
         why = " ".join([found[2], *map(str.strip, rest[:2])]).replace('in "<unicode string>", ', "")
         return f"{at}{found[1]!r} is not YAML: {why}"
@@ -291,7 +295,7 @@ def _damage(path: Path) -> str | None:
         mark = error.problem_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         return f"`config`: {str(path)!r} is not YAML: {where}{error.problem}; mend that line"
-    except (OSError, ValueError) as error:
+    except (yaml.YAMLError, OSError, ValueError) as error:
         return f"`config`: {str(path)!r} cannot be read: {error}"
     if isinstance(content, dict):
         return None

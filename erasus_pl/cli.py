@@ -3,6 +3,7 @@
 import copy
 import platform
 import subprocess
+import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -408,8 +409,15 @@ def run(args: list[str] | None = None) -> int:
     What the user can mend is printed as one line; anything else keeps its traceback.
     """
     quiet()
+    verb = (sys.argv[1:] if args is None else args)[0]
+
+    class OneVerb(ErasusCLI):  # a parser of one verb is built five times as fast as one of all
+        @staticmethod
+        def subcommands() -> dict[str, set[str]]:
+            return {verb: ErasusCLI.subcommands()[verb]}
+
     try:
-        ErasusCLI(
+        OneVerb(
             trainer_class=UnlearningTrainer,
             save_config_callback=_SaveConfig,
             seed_everything_default=0,
