@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from erasus_pl.tasks.base import SPLITS
+from erasus_pl.tasks.base import SPLITS, on_curve
 
 __all__ = ["Recorder"]
 
@@ -28,7 +28,7 @@ class Recorder(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Take in what was logged at this step."""
-        if (trainer.global_step - 1) % trainer.log_every_n_steps == 0:
+        if on_curve(trainer, trainer.global_step):
             self._take(trainer, validation=False)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

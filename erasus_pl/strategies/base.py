@@ -10,7 +10,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
 from erasus_pl._lean_loop import install as lean
-from erasus_pl.tasks.base import SPLITS, Batch, OptimizerCallable, Task
+from erasus_pl.tasks.base import SPLITS, Batch, OptimizerCallable, Task, on_curve
 
 __all__ = ["NoEffectWarning", "Strategy"]
 
@@ -133,8 +133,9 @@ class Strategy(LightningModule):
             self._one_shot_step(forget, retain)
             return None
         losses = self.unlearning_losses(forget, retain)
-        total, trainer = cast(Tensor, sum(losses.values())), cast(Any, self.trainer)
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        first, *rest = losses.values()
+        total = sum(rest, first)
+        if on_curve(self.trainer, self.trainer.global_step + 1):
             terms = losses if len(losses) < 2 else {**losses, "loss": total}
             size = max(len(b["index"]) for b in (forget, retain) if b is not None)
             self.log_dict(terms, prog_bar=True, batch_size=size)

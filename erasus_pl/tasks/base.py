@@ -7,14 +7,22 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MetricCollection
 
 from erasus_pl._lean_loop import install as lean
 
-__all__ = ["SPLITS", "Batch", "OptimizerCallable", "SchedulerCallable", "Task", "read_weights"]
+__all__ = [
+    "SPLITS",
+    "Batch",
+    "OptimizerCallable",
+    "SchedulerCallable",
+    "Task",
+    "on_curve",
+    "read_weights",
+]
 
 Batch = dict[str, Any]
 OptimizerCallable = Callable[[Iterable], torch.optim.Optimizer]
@@ -60,6 +68,12 @@ def read_weights(path: str | Path) -> Mapping[str, Tensor]:
             "torch.save(model.state_dict(), path)"
         )
     return content
+
+
+def on_curve(trainer: Trainer, step: int) -> bool:
+    """Whether curves have a point at a step, counted from 1: the first, and those loggers write."""
+    every = cast(Any, trainer).log_every_n_steps
+    return every > 0 and (step == 1 or step % every == 0)
 
 
 class Task(LightningModule):
@@ -238,8 +252,8 @@ class Task(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step of ordinary training."""
-        loss, trainer = self.loss(batch), cast(Any, self.trainer)
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        loss = self.loss(batch)
+        if on_curve(self.trainer, self.trainer.global_step + 1):
             self.log("loss", loss, prog_bar=True, batch_size=len(batch["index"]))
         return loss
 
