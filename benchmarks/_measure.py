@@ -1,4 +1,4 @@
-"""What every script here stands on: clocks, medians with their spread, and the last line of JSON."""
+"""What every script here stands on: clocks, medians and their spread, the last line of JSON."""
 
 import argparse
 import json
@@ -63,19 +63,25 @@ def children() -> float:
 
 
 def interleave(
-    sides: dict[str, Callable[[], tuple[float, float]]], repeats: int
+    sides: dict[str, Callable[[], tuple[float, float]]],
+    repeats: int,
+    seconds: float = math.inf,
 ) -> dict[str, dict[str, list[float]]]:
     """Run all sides in turn, every second round backwards, so that a machine's moods hit all.
 
     Args:
         sides: name → runs once and returns `(cpu, wall)` seconds.
         repeats: number of rounds.
+        seconds: wall seconds for all rounds; none begins that would not end in time, but the first.
 
     Returns:
         name → `{"cpu": [...], "wall": [...]}`, one value a round.
     """
     taken: dict[str, dict[str, list[float]]] = {n: {"cpu": [], "wall": []} for n in sides}
+    start = time.perf_counter()
     for i in range(repeats):
+        if i and (time.perf_counter() - start) * (i + 1) / i > seconds:
+            break
         for name in list(sides) if i % 2 == 0 else reversed(sides):
             cpu, wall = sides[name]()
             taken[name]["cpu"].append(cpu)
@@ -89,8 +95,8 @@ def summary(values: Sequence[float]) -> dict[str, float]:
     low, middle, high = (
         statistics.quantiles(ordered, n=4, method="inclusive") if len(ordered) > 1 else ordered * 3
     )
-    found = {"median": middle, "low": low, "high": high, "n": len(ordered)}
-    return {k: float(f"{v:.4g}") for k, v in found.items()}
+    found = {"median": middle, "low": low, "high": high}
+    return {**{k: float(f"{v:.4g}") for k, v in found.items()}, "n": len(ordered)}
 
 
 def report(
@@ -110,7 +116,8 @@ def report(
         value = figures.get(target.figure)
         held = target.holds(value)
         bound = ">=" if target.at_least else "<="
-        print(f"{'ok ' if held else 'RED'} {target.figure} = {value} (target {bound} {target.limit})")
+        fate = "ok " if held else "RED"
+        print(f"{fate} {target.figure} = {value} (target {bound} {target.limit})")
         judged[target.figure] = {"limit": target.limit, "at_least": target.at_least, "ok": held}
     ok = all(j["ok"] for j in judged.values())
     line = {"area": area, "name": name, "figures": figures, "targets": judged, **more, "ok": ok}
