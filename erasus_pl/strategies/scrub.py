@@ -1,8 +1,8 @@
 """SCRUB: disobey the teacher on the forget set, obey it on the retain set.
 
-Kurmanji et al., "Towards Unbounded Machine Unlearning" (NeurIPS 2023, arXiv:2302.09880),
-min-max objective. The original is the teacher T, the model the student S, and d is KL(T ‖ S) of a
-sample, both softened by a temperature. Each of the first `msteps` epochs first maximises the mean of d over
+Kurmanji et al., "Towards Unbounded Machine Unlearning" (NeurIPS 2023, arXiv:2302.09880), min-max
+objective. The original is the teacher T, the model the student S, and d is KL(T ‖ S) of a sample,
+both softened by a temperature. Each of the first `msteps` epochs first maximises the mean of d over
 D_f, then, like all later epochs, minimises γ ℓ + α d over D_r. Divergences are multiplied by the
 squared temperature, as in the published code, so that their gradients keep their size. At the very
 start S = T, where d has no gradient: without dropout or batch norm to part them the first pass of
