@@ -7,9 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from torch.utils.data import Dataset
 
-_BESIDE = Path(__file__).parents[3] / "shared" / "data"
+from datamodules import UnlearningDataModule
+from erasus_pl.requests import ForgetRequest
+from erasus_pl.tasks import Task
+
+_ROOT = Path(__file__).parents[2]
+_BESIDE = _ROOT.parent / "shared" / "data"
 
 
 @pytest.fixture
@@ -44,3 +50,18 @@ class Drawing(Dataset):
 @pytest.fixture
 def drawing():
     return Drawing()
+
+
+@pytest.fixture
+def parsed():
+    """Make what a part under conf/ describes, with some arguments changed."""
+
+    def make(part, **arguments):
+        kind = {"data": UnlearningDataModule, "task": Task, "request": ForgetRequest}
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_subclass_arguments(kind[part.split("/")[0]], "part")
+        given = [f"--part.init_args.{name}={value}" for name, value in arguments.items()]
+        found = parser.parse_args([f"--part={_ROOT / 'conf' / part}", *given])
+        return parser.instantiate(found).part
+
+    return make

@@ -69,11 +69,21 @@ def test_an_endless_walk_covers_each_pass_exactly_once(n, batch, world):
 def test_ranks_deal_out_the_batch_of_one_process(n, batch, world, whole):
     alone = Cycle(torch.arange(n), batch * world, 7, whole)
     ranks = [Cycle(torch.arange(n), batch, 7, whole, True, rank, world) for rank in range(world)]
+    assert len(alone) == len(ranks[0])
     for i in range(2 * len(alone) + 1):
         dealt = torch.cat([walk[i].positions for walk in ranks])
         assert set(dealt.tolist()) == set(alone[i].positions.tolist())
         if len(alone[i].positions) >= world:
             assert sorted(dealt.tolist()) == sorted(alone[i].positions.tolist())
+
+
+@settings(deadline=None, max_examples=60)
+@given(n=st.integers(2, 60), batch=st.integers(2, 12))
+def test_no_batch_of_a_pass_is_a_single_sample(n, batch):
+    walk = Cycle(torch.arange(n), batch, 7, True)
+    sizes = [len(walk[i].positions) for i in range(len(walk))]
+    assert min(sizes) >= 2
+    assert max(sizes) <= batch + 1
 
 
 def test_batches_do_not_depend_on_which_were_asked_for_before():
@@ -178,7 +188,7 @@ def test_an_item_of_another_kind_is_refused_by_name():
         def __getitem__(self, i):
             return 1, 2, 3
 
-    with pytest.raises(TypeError, match="pairs or dicts, got tuple of length 3"):
+    with pytest.raises(TypeError, match=r"pairs or dicts, got tuple of length 3"):
         Fetcher(Triples(), 0).batch(Pick(torch.tensor([0]), torch.tensor([0])))
 
 
@@ -196,7 +206,9 @@ class _Handlers(Dataset):
 
 def test_workers_leave_signals_to_the_main_process():
     before = signal.getsignal(signal.SIGTERM)
-    rows = torch.cat([b["input"] for b in SweepLoader(Fetcher(_Handlers(), 0), torch.arange(4), 2, 2)])
+    rows = torch.cat(
+        [b["input"] for b in SweepLoader(Fetcher(_Handlers(), 0), torch.arange(4), 2, 2)]
+    )
     assert (rows[:, 0] != os.getpid()).all()
     assert (rows[:, 1] == 1).all()
     assert signal.getsignal(signal.SIGTERM) == before != signal.SIG_IGN
