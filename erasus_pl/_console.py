@@ -4,13 +4,13 @@ import logging
 import re
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
-__all__ = ["Progress", "quiet", "say", "show_splits", "track"]
+__all__ = ["Progress", "quiet", "say", "show_splits", "watch"]
 
 T = TypeVar("T")
 
@@ -67,7 +67,7 @@ class Progress(RichProgressBar):
 
     def _get_train_description(self, current_epoch: int) -> str:
         last = self.trainer.max_epochs
-        return f"{self.doing}: epoch {current_epoch + 1}{f' of {last}' if last else ''}"
+        return f"{self.doing}, epoch {current_epoch + 1}{f'/{last}' if last else ''}"
 
 
 class _Quiet(logging.Filter):
@@ -110,8 +110,9 @@ def show_splits(results: list[Mapping[str, float]]) -> None:
     Console(highlight=False).print(table)
 
 
-def track(items: Iterable[T], doing: str, total: int) -> Iterator[T]:
-    """Go through items with a progress bar that goes away at the end."""
-    from rich.progress import track as bar
+def watch(batches: Iterable[T], split: str) -> Iterable[T]:
+    """Go through the batches of a split with a progress bar that goes away at the end."""
+    from rich.progress import track
 
-    yield from bar(items, doing, total=total, transient=True, refresh_per_second=_PER_SECOND)
+    doing = f"measuring, {split} set"
+    return track(batches, doing, transient=True, refresh_per_second=_PER_SECOND)

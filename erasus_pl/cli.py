@@ -22,7 +22,7 @@ import erasus_pl.selectors  # noqa: F401
 import erasus_pl.strategies  # noqa: F401
 import erasus_pl.tasks  # noqa: F401
 from erasus_pl import __version__
-from erasus_pl._console import Progress, quiet, say, show_splits
+from erasus_pl._console import Progress, quiet, say, show_splits, watch
 from erasus_pl._parsing import Parser, is_ours, remedy
 from erasus_pl._words import UsageError, complain
 from erasus_pl.callbacks import AtomicCheckpointIO, Recorder, RunCheckpoint, RunCSVLogger
@@ -328,7 +328,7 @@ class ErasusCLI(LightningCLI):
         gold = []
         count = self._settings.evidence.retrained
         for i in range(count):
-            self.kept.trainer["callbacks"] = self._bar(f"retraining {i + 1} of {count}")
+            self.kept.trainer["callbacks"] = self._bar(f"retraining {i + 1}/{count}")
             seed = self._seed + 1 + i
             key = cache_key(
                 **self._parts, seed=seed, forget=self.datamodule.manifest.forget_sha256
@@ -381,6 +381,7 @@ class ErasusCLI(LightningCLI):
             },
             coreset=coreset,
             curves=self.recorder.curves,
+            watch=watch if self._bar("measuring") else None,
         )
         evidence.write(self.run_dir)
         show(evidence)

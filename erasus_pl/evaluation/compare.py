@@ -1,6 +1,6 @@
 """Measure the original, the unlearned and the retrained model on every split, side by side."""
 
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping, Sized
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +13,8 @@ from erasus_pl.requests import ForgetRandom
 from erasus_pl.tasks.base import SPLITS, Task
 
 __all__ = ["SplitData", "compare", "records"]
+
+Watch = Callable[[Iterable[dict[str, Any]], str], Iterable[dict[str, Any]]]
 
 _NAMES = {
     "original": "original",
@@ -47,6 +49,7 @@ def compare(
     coreset: Mapping[str, Any] | None = None,
     curves: Mapping[str, list[tuple[int, float]]] | None = None,
     notes: list[str] | None = None,
+    watch: Watch | None = None,
 ) -> Evidence:
     """Hold an unlearned model against the original and the retrained gold.
 
@@ -61,6 +64,7 @@ def compare(
         coreset: `size`, `of`, `selector`, `seconds`.
         curves: name → `(step, value)` of the unlearning run.
         notes: assumptions and caveats.
+        watch: goes through the batches of a split in its own way, such as with a progress bar.
 
     Returns:
         The evidence; `evidence.write(folder)` makes the report.
@@ -68,7 +72,7 @@ def compare(
     gold = [] if retrained is None else retrained if isinstance(retrained, list) else [retrained]
     models = {"original": original, "unlearned": unlearned}
     models |= {f"retrained{'' if i == 1 else f'_{i}'}": task for i, task in enumerate(gold, 1)}
-    found = records(models, data, seconds)
+    found = records(models, data, seconds, watch)
     return Evidence(
         run=dict(run or {}),
         manifest=data.manifest.to_dict(),
@@ -86,6 +90,7 @@ def records(
     models: Mapping[str, Task],
     data: SplitData,
     seconds: Mapping[str, float] | None = None,
+    watch: Watch | None = None,
 ) -> dict[str, ModelRecord]:
     """Per-sample scores, losses and correctness of each model on each split.
 
@@ -107,7 +112,8 @@ def records(
         rows: dict[str, dict[str, list[Tensor]]] = {
             name: {"scores": [], "losses": [], "correct": [], "kl": []} for name in models
         }
-        for batch in data.sweep(dataset):
+        batches: Iterable[dict[str, Any]] = data.sweep(dataset)
+        for batch in watch(batches, split) if watch else batches:
             outputs = {}
             for name, task in models.items():
                 batch = task.transfer_batch_to_device(batch, task.device, 0)
