@@ -62,7 +62,8 @@ def cases(quick: bool) -> dict[str, Case]:
     """The small MLP (64-64-10, batch 64), and ResNet-18 at full width on 32×32 images."""
     mlp = Case(
         "GradientAscent", "TimedMLP", {"inputs": 64, "hidden": [64], "outputs": 10}, [64], 64,
-        steps=1 + 200 + (600 if quick else 2000), warm=200, block=200, trainer={"limit_val_batches": 10},
+        steps=1 + 200 + (600 if quick else 2000), warm=200, block=200,
+        trainer={"limit_val_batches": 10},
     )  # fmt: skip
     resnet18 = Case(
         "GradientAscent", "TimedResNet18", {"width": 64}, [3, 32, 32], 8 if quick else 16,

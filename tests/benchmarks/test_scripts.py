@@ -1,0 +1,140 @@
+"""Every script in benchmarks/ keeps the convention; how fast it finds things is not tested here."""
+
+import dataclasses
+import importlib
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+SCRIPTS = sorted(p.stem for p in FOLDER.glob("*.py") if not p.stem.startswith("_"))
+AREAS = {
+    "foundation", "strategies", "evaluation", "scale", "federated", "graph-rl", "certified", "llm",
+}  # fmt: skip
+
+
+@pytest.fixture
+def load(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module
+
+
+def _last_line(capsys):
+    return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+
+
+def _check(line, module):
+    assert line["area"] == module.area
+    assert line["name"] == module.name
+    assert line["targets"].keys() == {t.figure for t in module.TARGETS}
+    for figure, target in line["targets"].items():
+        value = line["figures"][figure]
+        held = value >= target["limit"] if target["at_least"] else value <= target["limit"]
+        assert target["ok"] == held
+    assert line["ok"] == all(t["ok"] for t in line["targets"].values())
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_declares_what_it_is(script, load, capsys):
+    module = load(script)
+    assert module.area in AREAS
+    assert module.name == script
+    assert module.TARGETS
+    with pytest.raises(SystemExit) as stop:
+        module.main(["--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert "--quick" in shown
+    assert module.__doc__.splitlines()[0] in shown
+
+
+def test_overhead(load, monkeypatch, capsys):
+    module = load("overhead")
+    tiny = {
+        key: dataclasses.replace(case, steps=7, warm=2, block=2, batch=4, network_args=args)
+        for (key, case), args in zip(
+            module.cases(True).items(),
+            ({"inputs": 64}, {"width": 2}, {"inputs": 64}),
+            strict=True,
+        )
+    }
+    monkeypatch.setattr(module, "cases", lambda quick: tiny)
+    status = module.main(["--quick", "--rounds", "2"])
+    line = _last_line(capsys)
+    _check(line, module)
+    assert status == (0 if line["ok"] else 1)
+    for key in tiny:
+        assert line["figures"][f"{key}_weights_differ_by"] <= 1e-6
+        assert line["figures"][f"{key}_fit_cpu_ms"]["n"] == 4
+
+
+def test_overhead_stops_where_the_sides_differ(load, monkeypatch):
+    module = load("overhead")
+    case = dataclasses.replace(module.cases(True)["mlp"], steps=7, warm=2, block=2)
+    monkeypatch.setattr(module, "cases", lambda quick: {"mlp": case})
+    monkeypatch.setattr(module, "fit", lambda case, folder: _halved(module.bare(case, folder)))
+    monkeypatch.setattr(module, "stock", module.bare)
+    with pytest.raises(SystemExit, match="the two sides differ"):
+        module.main(["--quick", "--rounds", "1"])
+
+
+def _halved(weights):
+    return {k: v / 2 for k, v in weights.items()}
+
+
+def test_start_up(load, monkeypatch, capsys):
+    module = load("start_up")
+    nothing = {key: ["-c", "pass"] for key in ("python", "import_lightning", "fit_help")}
+    monkeypatch.setattr(module, "COMMANDS", {**nothing, "help": ["-m", "erasus_pl", "--help"]})
+    module.main(["--quick", "--rounds", "2"])
+    line = _last_line(capsys)
+    _check(line, module)
+    assert line["figures"]["help_cpu_s"]["median"] > 0
+
+
+def test_start_up_stops_where_a_command_fails(load):
+    module = load("start_up")
+    with pytest.raises(SystemExit, match="bogus failed"):
+        module.start(["-m", "erasus_pl", "bogus"])()
+
+
+def test_summary_and_targets(load):
+    measure = load("_measure")
+    assert measure.summary([4.0, 1.0, 2.0, 3.0, 5.0]) == {
+        "median": 3.0, "low": 2.0, "high": 4.0, "n": 5,
+    }  # fmt: skip
+    assert measure.summary([0.123456]) == {
+        "median": 0.1235, "low": 0.1235, "high": 0.1235, "n": 1,
+    }  # fmt: skip
+    assert measure.Target("a", 2.0).holds(2.0)
+    assert not measure.Target("a", 2.0).holds(2.1)
+    assert measure.Target("a", 2.0, at_least=True).holds(2.1)
+    assert not measure.Target("a", 2.0).holds(None)
+    assert not measure.Target("a", 2.0).holds(math.nan)
+
+
+def test_interleaving_turns_round_and_ends_in_time(load, monkeypatch):
+    measure = load("_measure")
+    ran, now = [], [0.0]
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
+
+    def side(name):
+        def once():
+            ran.append(name)
+            now[0] += 1.0
+            return 1.0, 2.0
+
+        return once
+
+    taken = measure.interleave({"a": side("a"), "b": side("b")}, repeats=9, seconds=6.5)
+    assert ran == ["a", "b", "b", "a", "a", "b"]
+    assert taken["a"] == {"cpu": [1.0] * 3, "wall": [2.0] * 3}
+
+
+def test_a_missed_target_is_said_and_is_no_success(load, capsys):
+    measure = load("_measure")
+    assert measure.report("foundation", "x", {"ratio": 3.0}, [measure.Target("ratio", 2.0)]) == 1
+    assert "RED ratio = 3.0" in (out := capsys.readouterr().out)
+    assert json.loads(out.splitlines()[-1])["ok"] is False
