@@ -58,8 +58,8 @@ def utility(models: Mapping[str, ModelRecord], random_draw: bool) -> Utility:
         found.statistics[f"{split} accuracy drop"] = drop
         change, low, high = (-100 * (drop + k * error) for k in (0, 1.96, -1.96))
         found.reasons.append(
-            f"Accuracy on {split} data is {after.mean():.1%}: {change:+.1f} points "
-            f"[{low:+.1f}, {high:+.1f}] against the {whose} {np.mean(before):.1%}."
+            f"Accuracy on {split} data is {100 * after.mean():.1f} %: {change:+.1f} points "
+            f"[{low:+.1f}, {high:+.1f}] against the {whose} {100 * np.mean(before):.1f} %."
         )
         if drop > _TOLERATED_LOSS + 2 * spread and drop > _SIGNIFICANT * error:
             found.splits.append(f"{100 * drop:.1f} points of accuracy on {split} data")

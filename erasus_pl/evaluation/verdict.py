@@ -109,7 +109,7 @@ def _against_retrained(
         memory, distance = scale.retention.memory, scale.retention.distance
         reasons.append(
             f"By {_WORDS[scale.name]}, {_share(memory)} of the original's memory of the forget set "
-            f"is left. A model that never saw it shows 0 % on average; up to {scale.limit:.0%} is "
+            f"is left. A model that never saw it shows 0 % on average; up to {100 * scale.limit:.0f} % is "
             f"accepted. The squared distance to such models is {_share(distance)} of the "
             "original's; it must stay below 100 %."
         )
@@ -119,7 +119,7 @@ def _against_retrained(
             strange.append(distance[0])
     if retained:
         headline = (
-            f"Not forgotten: {min(max(retained), 1):.0%} of what the original remembered about the "
+            f"Not forgotten: {100 * min(max(retained), 1):.0f} % of what the original remembered about the "
             "forget set is still there."
         )
         return Verdict("not forgotten", headline, reasons, statistics)
@@ -200,7 +200,8 @@ def _damaged(found: Verdict, lost: list[str]) -> str:
 
 
 def _share(value: tuple[float, float, float]) -> str:
-    return f"{value[0]:.0%} [{value[1]:.0%}, {value[2]:.0%}]"
+    middle, low, high = (100 * x for x in value)
+    return f"{middle:.0f} % [{low:.0f}, {high:.0f}]"
 
 
 def _numbers(scale: Scale) -> dict[str, float]:

@@ -229,8 +229,8 @@ def test_says_what_it_rests_on(cases):
     case = cases["class 3"]
     models, _ = _first(case)
     found = case.judge(models, case.originals[0])
-    assert found.headline.startswith("Not forgotten: 100% of what the original remembered")
-    assert "100% [100%, 100%] of the original's memory" in found.reasons[0]
+    assert found.headline.startswith("Not forgotten: 100 % of what the original remembered")
+    assert "100 % [100, 100] of the original's memory" in found.reasons[0]
     assert any("Accuracy on retain data" in reason for reason in found.reasons)
     numbers = found.statistics
     assert numbers["confidence: retained memory"] == pytest.approx(1)
