@@ -109,8 +109,8 @@ def _against_retrained(
         memory, distance = scale.retention.memory, scale.retention.distance
         reasons.append(
             f"By {_WORDS[scale.name]}, {_share(memory)} of the original's memory of the forget set "
-            f"is left. A model that never saw it shows 0 % on average; up to {100 * scale.limit:.0f} % is "
-            f"accepted. The squared distance to such models is {_share(distance)} of the "
+            "is left. A model that never saw it shows 0 % on average; up to "
+            f"{100 * scale.limit:.0f} % is accepted. The squared distance to such models is {_share(distance)} of the "
             "original's; it must stay below 100 %."
         )
         if memory[0] > scale.limit:
@@ -119,8 +119,8 @@ def _against_retrained(
             strange.append(distance[0])
     if retained:
         headline = (
-            f"Not forgotten: {100 * min(max(retained), 1):.0f} % of what the original remembered about the "
-            "forget set is still there."
+            f"Not forgotten: {100 * min(max(retained), 1):.0f} % of what the original remembered "
+            "about the forget set is still there."
         )
         return Verdict("not forgotten", headline, reasons, statistics)
     if strange:
