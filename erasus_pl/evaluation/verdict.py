@@ -110,8 +110,8 @@ def _against_retrained(
         reasons.append(
             f"By {_WORDS[scale.name]}, {_share(memory)} of the original's memory of the forget set "
             "is left. A model that never saw it shows 0 % on average; up to "
-            f"{100 * scale.limit:.0f} % is accepted. The squared distance to such models is {_share(distance)} of the "
-            "original's; it must stay below 100 %."
+            f"{100 * scale.limit:.0f} % is accepted. The squared distance to such models is "
+            f"{_share(distance)} of the original's; it must stay below 100 %."
         )
         if memory[0] > scale.limit:
             retained.append(memory[0])
