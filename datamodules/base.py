@@ -1,7 +1,7 @@
 """The contract of a datamodule: split the training data by a forget request, and feed the steps."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -236,7 +236,7 @@ class UnlearningDataModule(LightningDataModule):
     def forget_batches(self) -> Iterator[dict[str, Any]]:
         """The forget set, or its coreset, once and in order, on the model's device."""
         positions = self.forget_set.positions if self._coreset is None else self._coreset
-        yield from self._on_device(self.sweep(View(self.train_set, positions)))
+        yield from self._on_device(map(self._weighted, self.sweep(View(self.train_set, positions))))
 
     def retain_batches(self) -> Iterator[dict[str, Any]]:
         """The retain set once and in order, on the model's device."""
@@ -359,7 +359,12 @@ class UnlearningDataModule(LightningDataModule):
     def _advance(self) -> None:
         self.step += 1
 
-    def _on_device(self, batches: SweepLoader) -> Iterator[dict[str, Any]]:
+    def _weighted(self, batch: dict[str, Any]) -> dict[str, Any]:
+        if self._weights is not None:
+            batch["weight"] = self._weights[batch["index"]]
+        return batch
+
+    def _on_device(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         trainer: Any = self.trainer
         for batch in batches:
             yield trainer.strategy.batch_to_device(batch)

@@ -20,7 +20,7 @@ class Recorder(Callback):
         self.seconds = 0.0
         self._since = 0.0
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock; selection counts."""
         self._since = time.perf_counter()
 

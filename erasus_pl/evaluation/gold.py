@@ -16,6 +16,7 @@ import lightning.pytorch as pl
 import torch
 
 from erasus_pl.callbacks.atomic_io import save_atomically
+from erasus_pl.strategies.retrain import reset_trainable
 from erasus_pl.tasks.base import Task
 
 __all__ = ["Kept", "cache_key", "retrain", "train_task"]
@@ -28,7 +29,7 @@ def train_task(
     seed: int,
     trainer: Mapping[str, Any] | None = None,
 ) -> float:
-    """Train a task in place, from a fresh initialisation.
+    """Train a task in place, from a fresh initialisation of all that is not frozen.
 
     Args:
         task: what to train; its weights are drawn anew.
@@ -41,7 +42,7 @@ def train_task(
         Wall seconds.
     """
     pl.seed_everything(seed, verbose=False)
-    task.train().reset()
+    reset_trainable(task.train(), task.reset, seed)
     task.loader_mode = on
     order, data.seed = data.seed, seed
     start = time.perf_counter()

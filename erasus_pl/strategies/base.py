@@ -122,9 +122,14 @@ class Strategy(LightningModule):
             self.original.to(self.device)
 
     def on_train_start(self) -> None:
-        """One-shot forms measure the model as it is used: dropout off, batch norms untouched."""
+        """Iterative forms train a network that was handed over in eval mode.
+
+        One-shot forms measure it as it is used: dropout off, batch norms untouched.
+        """
         if self.one_shot:
             self.task.eval()
+        elif not self.task.network.training:
+            self.task.train()
 
     def training_step(self, batch: dict[str, Batch | None], batch_idx: int) -> Tensor | None:
         """Fixed: one step of either form."""
@@ -145,7 +150,7 @@ class Strategy(LightningModule):
         """Warn where nothing changed."""
         if _checksum(self.task) == self._before:
             warnings.warn(
-                f"{type(self).__name__} changed no weight: raise its learning rate or threshold, "
+                f"{type(self).__name__} changed no weight: make its hyper-parameters less cautious, "
                 "or check that the forget set reaches it",
                 NoEffectWarning,
                 stacklevel=2,
@@ -192,9 +197,8 @@ class Strategy(LightningModule):
 
 
 def _checksum(task: Task) -> list[float]:
-    return [p.detach().double().sum().item() for p in task.state_dict().values()] + [
-        p.detach().double().square().sum().item() for p in task.state_dict().values()
-    ]
+    parameters = [p.detach().double() for p in task.parameters()]
+    return [f(p).item() for p in parameters for f in (torch.sum, torch.linalg.vector_norm)]
 
 
 def _fitting(capabilities: frozenset[str]) -> list[str]:
