@@ -29,6 +29,7 @@ class TinyLlama(nn.Module):
         super().__init__()
         if width % (2 * heads):
             raise ValueError(f"`width` must be a multiple of 2 × heads = {2 * heads}, got {width}")
+        self.size = width // heads
         self.embedding = nn.Embedding(vocabulary, width)
         self.blocks = nn.ModuleList(_Block(width, heads, dropout) for _ in range(layers))
         self.norm = nn.RMSNorm(width)
@@ -43,7 +44,7 @@ class TinyLlama(nn.Module):
             own = torch.eye(length, dtype=torch.bool, device=input_ids.device)
             mask = (mask & seen) | own
         x = self.embedding(input_ids)
-        rotation = _rotation(length, self.blocks[0].size, x)
+        rotation = _rotation(length, self.size, x)
         for block in self.blocks:
             x = block(x, mask, rotation)
         return self.head(self.norm(x))

@@ -100,7 +100,7 @@ class BadTeacher(Strategy):
 
     def unlearning_losses(self, forget: Batch, retain: Batch) -> dict[str, Tensor]:
         """Divergence from the incompetent teacher on forget, the competent on retain samples."""
-        data = self.trainer.datamodule
+        data = self.data
         share = forget_share(len(data.forget_set), len(data.retain_set), self.retain_fraction)
         return {
             "forget_incompetent": share * self._divergence(self.incompetent, forget),

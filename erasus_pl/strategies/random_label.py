@@ -7,7 +7,7 @@ anew for each batch, then on ℓ(f_θ(x), y) over D_r. The true class is among t
 codes; the papers' equations leave it out.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ class RandomLabel(Strategy):
         "arxiv": "1911.04933",
     }
 
-    def unlearning_losses(self, forget: Batch | None, retain: Batch | None) -> dict[str, Tensor]:
+    def unlearning_losses(self, forget: Any, retain: Any) -> dict[str, Tensor]:
         """The task loss: of a forget batch under drawn targets, of a retain batch as it is."""
         if forget is not None:
             return {"forget_random": self.task.loss(self.task.random_targets(forget))}

@@ -74,13 +74,13 @@ class SalUn(Strategy):
         for name, parameter in original.named_parameters():
             parameter.requires_grad_(name in trainable)
         gradient = mean_gradient(
-            original, self._original_losses, self.trainer.datamodule.forget_batches()
+            original, self._original_losses, self.data.forget_batches()
         )
         original.requires_grad_(False)
         chosen = salient_mask(gradient, self.salient).to(gradient.dtype)
         self.mask = {k: m.bool() for k, m in unflatten(chosen, trainable).items()}
 
-    def unlearning_losses(self, forget: Batch | None, retain: Batch | None) -> dict[str, Tensor]:
+    def unlearning_losses(self, forget: Any, retain: Any) -> dict[str, Tensor]:
         """The task loss: of a forget batch under drawn targets, of a retain batch as it is."""
         if forget is not None:
             return {"forget_random": self.task.loss(self.task.random_targets(forget))}

@@ -135,7 +135,7 @@ class SCRUB(Strategy):
             return 0.0 * torch.stack([p.sum() for p in self.trainable.values()]).sum()
         return super().training_step(batch, batch_idx)
 
-    def unlearning_losses(self, forget: Batch | None, retain: Batch | None) -> dict[str, Tensor]:
+    def unlearning_losses(self, forget: Any, retain: Any) -> dict[str, Tensor]:
         """The term of a max-step, or the two of a min-step."""
         if forget is not None:
             divergence = self._divergence(self.task(forget), forget)
@@ -170,7 +170,7 @@ class SCRUB(Strategy):
             return
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.rewind and self.trainer.is_last_batch:
-            self.errors.append(self._error(self.trainer.datamodule.forget_set))
+            self.errors.append(self._error(self.data.forget_set))
             state = self.task.network.state_dict()
             self._epochs.append({k: v.detach().cpu().clone() for k, v in state.items()})
             if epoch + 1 == self.trainer.max_epochs:
@@ -196,7 +196,7 @@ class SCRUB(Strategy):
             self._epochs = list(checkpoint["rewind"]["epochs"])
 
     def _go_back(self) -> None:
-        reference = self._error(self.trainer.datamodule.holdout_set)
+        reference = self._error(self.data.holdout_set)
         self.rewound_to = nearest_epoch(self.errors, reference)
         self.task.network.load_state_dict(self._epochs[self.rewound_to])
         self._epochs = []
@@ -221,5 +221,5 @@ class SCRUB(Strategy):
         return self.task.correct(self.task(batch), batch)
 
     def _sweep(self, dataset: Any) -> Iterable[Batch]:
-        for batch in self.trainer.datamodule.sweep(dataset):
+        for batch in self.data.sweep(dataset):
             yield self.trainer.strategy.batch_to_device(batch)

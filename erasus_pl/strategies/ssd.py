@@ -81,7 +81,7 @@ class SSD(Strategy):
     def on_train_start(self) -> None:
         """Say so where no weight can be selected, whatever the data."""
         super().on_train_start()
-        data = self.trainer.datamodule
+        data = self.data
         limit = (len(data.forget_set) + len(data.retain_set)) / len(data.forget_set)
         if self.alpha >= limit:
             warnings.warn(
@@ -104,7 +104,7 @@ class SSD(Strategy):
 
     def edit(self) -> None:
         """Dampen every trainable weight."""
-        data = self.trainer.datamodule
+        data = self.data
         for name, parameter in self.trainable.items():
             forget = self.totals[f"forget/{name}"] / self.totals["forget"]
             retain = self.totals[f"retain/{name}"] / self.totals["retain"]
