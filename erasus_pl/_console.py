@@ -16,12 +16,13 @@ T = TypeVar("T")
 
 _LOGGED = re.compile(
     r"💡 Tip|GPU available: False|TPU available: False|`weights_only` was not set"
-    r"|`Trainer\.\w+` stopped: `max_epochs|Seed set to"
+    r"|`Trainer\.\w+` stopped: `max_epochs|Seed set to|Experiment with name"
 )
 _LOGGERS = (
     "pytorch.utilities.rank_zero",
     "fabric.utilities.rank_zero",
     "fabric.utilities.seed",
+    "pytorch.loggers.mlflow",
     "pytorch.trainer.connectors.checkpoint_connector",
 )
 _WARNED = (
@@ -59,6 +60,12 @@ class Progress(RichProgressBar):
         if trainer.is_last_batch or now - self._drawn > 1 / _PER_SECOND:
             self._drawn = now
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """What was logged, without the number of the logger's run."""
+        metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
 
     def configure_columns(self, trainer: Trainer) -> list[Any]:
         """Lightning's, less the speed, so that a line of 80 characters holds them."""
@@ -112,7 +119,9 @@ def show_splits(results: list[Mapping[str, float]]) -> None:
 
 def watch(batches: Iterable[T], split: str) -> Iterable[T]:
     """Go through the batches of a split with a progress bar that goes away at the end."""
+    from rich import get_console
     from rich.progress import track
 
     doing = f"measuring, {split} set"
-    return track(batches, doing, transient=True, refresh_per_second=_PER_SECOND)
+    plain = not get_console().is_terminal
+    return track(batches, doing, transient=True, refresh_per_second=_PER_SECOND, disable=plain)

@@ -208,6 +208,9 @@ def _explain(
         if "/" in name or name.endswith((".yaml", ".yml")):
             return f"{at}there is no file {name!r}; paths count from the file that names them"
         reason = rest[0].strip() if text.startswith("Problem") and rest else "has no attribute"
+        if absent := re.search(r"Requirement '(\w+)|this needs `(\w+)`", reason):
+            extra = absent[1] or absent[2]
+            return f"{at}{name!r} needs `{extra}`: pip install 'erasus-pl[{extra}]'"
         if "has no attribute" not in reason:
             return f"{at}{name!r}: {reason}"
         near = did_you_mean(name.rpartition(".")[2], _class_names(types))

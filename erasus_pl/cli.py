@@ -25,8 +25,14 @@ from erasus_pl import __version__
 from erasus_pl._console import Progress, quiet, say, show_splits, watch
 from erasus_pl._parsing import Parser, is_ours, remedy
 from erasus_pl._words import UsageError, complain
-from erasus_pl.callbacks import AtomicCheckpointIO, Recorder, RunCheckpoint, RunCSVLogger
-from erasus_pl.callbacks.atomic_io import save_atomically
+from erasus_pl.callbacks import (
+    AtomicCheckpointIO,
+    Recorder,
+    RunCheckpoint,
+    RunCSVLogger,
+    RunMLFlowLogger,
+    save_atomically,
+)
 from erasus_pl.evaluation.gold import Kept, cache_key
 from erasus_pl.requests import ForgetRequest
 from erasus_pl.selectors import Selector
@@ -36,7 +42,7 @@ from erasus_pl.tasks.base import SPLITS
 
 __all__ = ["ErasusCLI", "EvidenceOptions", "UnlearningTrainer", "run"]
 
-_OURS = ("erasus_pl", "datamodules")
+_FILES = ("config.yaml", "report.html", "report.json", "report.md", "checkpoints/last.ckpt")
 
 
 @dataclass
@@ -136,12 +142,10 @@ class ErasusCLI(LightningCLI):
         plugins = given.get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
-        if given.get("logger") in (None, True):
-            kwargs["logger"] = (
-                RunCSVLogger(self.run_dir, resume=bool(settings.get("ckpt_path")))
-                if self.subcommand == "fit"
-                else False
-            )
+        if self.subcommand != "fit":
+            kwargs["logger"] = False
+        elif given.get("logger") in (None, True):
+            kwargs["logger"] = RunCSVLogger(self.run_dir, resume=bool(settings.get("ckpt_path")))
         checkpoint = settings["checkpoint"]
         if checkpoint.dirpath is None:
             checkpoint.dirpath = str(self.run_dir / "checkpoints")
@@ -196,11 +200,15 @@ class ErasusCLI(LightningCLI):
         last = self.run_dir / "checkpoints" / "last.ckpt"
         if not resumed and last.exists():
             last.replace(last.with_name("previous.ckpt"))
+        self._open_loggers(resume=bool(resumed))
 
     def after_fit(self) -> None:
         """Measure and report."""
         if isinstance(self.model, Strategy) and self._settings.evidence.enabled:
             self._report()
+        for logger in self.trainer.loggers:
+            if isinstance(logger, RunMLFlowLogger):
+                logger.log_files(self.run_dir, _FILES)
 
     def before_validate(self) -> None:
         """See that checkpoint and data are there and fit."""
@@ -227,6 +235,15 @@ class ErasusCLI(LightningCLI):
     def _resolve(self, arguments: dict[str, Any]) -> dict[str, Any]:
         kept = {k: v for k, v in arguments.items() if k not in ("verbose", "return_predictions")}
         return {**kept, "ckpt_path": self._checkpoint()}
+
+    def _open_loggers(self, resume: bool) -> None:
+        content = self._parser(self.subcommand).dump(self._settings, skip_link_targets=False)
+        parameters = yaml.safe_load(content)
+        for logger in self.trainer.loggers:
+            if isinstance(logger, RunMLFlowLogger):
+                logger.open(self.run_dir, parameters, resume)
+            elif not isinstance(logger, RunCSVLogger):
+                logger.log_hyperparams(parameters)
 
     def _bar(self, doing: str, others: list[Callback] | None = None) -> list[Callback]:
         asked = self._settings.trainer

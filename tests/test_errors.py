@@ -19,6 +19,8 @@ from erasus_pl._words import did_you_mean
 ROOT = Path(__file__).parents[1]
 RUN = ROOT / "conf" / "quickstart.yaml"
 QUICK = ["--trainer.enable_progress_bar=false", "--task.init_args.epochs=1"]
+QUICK += [f"--model={RUN.parent}/strategy/gradient_ascent.yaml", "--trainer.max_epochs=5"]
+QUICK += ["--selector=null"]
 
 
 @pytest.fixture
