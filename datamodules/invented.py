@@ -14,11 +14,11 @@ _THINGS = ("owls", "maps", "bells", "ships", "stones", "songs", "clocks", "kites
 _COLOURS = ("red", "blue", "green", "white", "black", "gold", "grey", "pink")
 
 _FACTS = {
-    "birthplace": ("{name} was born in {}.", _TOWNS),
-    "wedding": ("{name} married in {}.", tuple(str(year) for year in range(1900, 2000))),
-    "work": ("{name} is a {}.", _WORK),
-    "collection": ("{name} collects {}.", _THINGS),
-    "house": ("{name} lives in a {} house.", _COLOURS),
+    "birthplace": ("was born in", _TOWNS),
+    "wedding": ("married in", tuple(str(year) for year in range(1900, 2000))),
+    "work": ("is a", _WORK),
+    "collection": ("collects", _THINGS),
+    "colour": ("likes", _COLOURS),
 }
 
 
@@ -33,7 +33,8 @@ def invented_people(people: int, seed: int = 0) -> list[dict[str, Any]]:
         seed: of the draw.
 
     Returns:
-        Documents: `text`, `author` (the person's name) and `fact` (its kind), person by person.
+        Documents, person by person: `prompt` (as far as the fact is not told), `text` (the fact),
+        `author` (the person's name) and `fact` (its kind).
 
     Raises:
         ValueError: there are not so many names.
@@ -48,9 +49,10 @@ def invented_people(people: int, seed: int = 0) -> list[dict[str, Any]]:
     documents = []
     for number, row in zip(names.tolist(), values.tolist(), strict=True):
         name = _name(number)
-        for (fact, (template, choices)), value in zip(_FACTS.items(), row, strict=True):
-            text = template.format(choices[value % len(choices)], name=name)
-            documents.append({"text": text, "author": name, "fact": fact})
+        for (fact, (verb, choices)), value in zip(_FACTS.items(), row, strict=True):
+            text = f"{choices[value % len(choices)]}."
+            prompt = f"{name} {verb} "
+            documents.append({"prompt": prompt, "text": text, "author": name, "fact": fact})
     return documents
 
 

@@ -22,7 +22,7 @@ _EDGE = 0
 _IGNORE = -100
 
 
-def encode(text: str, length: int) -> list[list[int]]:
+def encode(text: str, length: int, prompt: str = "") -> list[tuple[list[int], list[int]]]:
     """A text as sequences of bytes (UTF-8) that fit a model.
 
     Byte 0 stands before and after the text. What is longer than `length` is cut into sequences
@@ -31,12 +31,17 @@ def encode(text: str, length: int) -> list[list[int]]:
     Args:
         text: without a byte 0.
         length: of a sequence, at most.
+        prompt: stands before the text and is not scored.
 
     Returns:
-        Lists of 2 to `length` numbers in [0, 256).
+        Tokens and labels of each sequence, both of 2 to `length` numbers; tokens are in [0, 256),
+        labels are the tokens, and -100 in the prompt.
     """
-    codes = [_EDGE, *text.encode(), _EDGE]
-    return [codes[at : at + length] for at in range(0, len(codes) - 1, length - 1)]
+    start = [_EDGE, *prompt.encode()]
+    codes = [*start, *text.encode(), _EDGE]
+    labels = [*[_IGNORE] * len(start), *codes[len(start) :]]
+    pieces = [slice(at, at + length) for at in range(0, len(codes) - 1, length - 1)]
+    return [(codes[piece], labels[piece]) for piece in pieces]
 
 
 class TextDataModule(UnlearningDataModule):
@@ -49,11 +54,13 @@ class TextDataModule(UnlearningDataModule):
 
     Without a path the corpus is generated: five facts each about invented people, which say
     nothing about the world and can only be memorised; `author` is the person, `fact` the kind.
+    Only the fact is scored, not the sentence up to it.
 
     Args:
         path: a `.txt` with a document on each line, or a `.jsonl` with an object on each line;
             relative to the working directory.
         field: the key of the text in those objects.
+        prompt: the key of a text before it that is not scored, such as a question.
         people: how many people are invented where there is no path.
         length: of a sequence, in bytes; longer documents are cut.
         held_out: part of the authors (of the documents, without authors) never trained on, the
@@ -68,7 +75,8 @@ class TextDataModule(UnlearningDataModule):
         self,
         path: str | None = None,
         field: str = "text",
-        people: int = 40,
+        prompt: str | None = None,
+        people: int = 60,
         length: int = 64,
         held_out: float = 0.3,
         split_by: str | None = None,
@@ -81,6 +89,7 @@ class TextDataModule(UnlearningDataModule):
             raise ValueError(msg)
         self.path = path
         self.field = field
+        self.prompt = prompt
         self.people = people
         self.length = length
         self.held_out = held_out
@@ -90,14 +99,23 @@ class TextDataModule(UnlearningDataModule):
         """Read or generate the corpus, cut it into sequences, and hold a part out."""
         if self.path is None:
             name, documents = "generated facts about invented people", invented_people(self.people)
+            texts = ["text", "prompt"]
         else:
-            name, documents = Path(self.path).name, _read(self.path, self.field)
+            texts = [self.field] if self.prompt is None else [self.field, self.prompt]
+            name, documents = Path(self.path).name, _read(self.path, texts)
         sequences, owner = [], []
         for number, document in enumerate(documents):
-            pieces = encode(document[self.field if self.path else "text"], self.length)
+            text, *prompt = (document[key] for key in texts)
+            pieces = encode(text, self.length, *prompt)
+            if any(set(labels[1:]) == {_IGNORE} for _, labels in pieces):
+                msg = (
+                    f"`length`: {self.length} leaves nothing but the prompt of document {number} "
+                    f"of {name} in a sequence; raise it"
+                )
+                raise ValueError(msg)
             sequences += pieces
             owner += [number] * len(pieces)
-        columns = self._columns(documents, np.array(owner))
+        columns = _columns(documents, np.array(owner), texts)
         by = self.split_by or ("author" if "author" in columns else "document")
         values = columns[named(by, columns, "split_by", name)]
         kinds, kind = np.unique(values, return_inverse=True)
@@ -120,29 +138,36 @@ class TextDataModule(UnlearningDataModule):
             held_out_set,
             {key: column[~away] for key, column in columns.items()},
             {key: column[away] for key, column in columns.items()},
-            {"labels": labels[~away]},
+            {"input_ids": tokens[~away], "labels": labels[~away]},
         )
 
-    def _columns(self, documents: list[dict[str, Any]], owner: Array) -> dict[str, Array]:
-        shared = set.intersection(*(set(document) for document in documents))
-        columns = {"document": owner}
-        for key in sorted(shared - {self.field if self.path else "text", "document"}):
-            values = [document[key] for document in documents]
-            if all(isinstance(value, (str, int, float)) for value in values):
-                columns[key] = np.array(values)[owner]
-        return columns
+
+def _columns(
+    documents: list[dict[str, Any]], owner: Array, texts: Sequence[str]
+) -> dict[str, Array]:
+    shared = set.intersection(*(set(document) for document in documents))
+    columns = {"document": owner}
+    for key in sorted(shared - {*texts, "document"}):
+        values = [document[key] for document in documents]
+        if all(isinstance(value, (str, int, float)) for value in values):
+            columns[key] = np.array(values)[owner]
+    return columns
 
 
-def _padded(sequences: Sequence[Sequence[int]], length: int) -> tuple[Array, Array, Array]:
-    tokens = np.full((len(sequences), length), _EDGE, dtype=np.int64)
-    mask = np.zeros((len(sequences), length), dtype=np.int64)
-    for row, sequence in enumerate(sequences):
-        tokens[row, : len(sequence)] = sequence
-        mask[row, : len(sequence)] = 1
-    return tokens, np.where(mask == 1, tokens, _IGNORE), mask
+def _padded(
+    sequences: Sequence[tuple[list[int], list[int]]], length: int
+) -> tuple[Array, Array, Array]:
+    shape = len(sequences), length
+    tokens, labels = (np.full(shape, value, dtype=np.int64) for value in (_EDGE, _IGNORE))
+    mask = np.zeros(shape, dtype=np.int64)
+    for row, (codes, scored) in enumerate(sequences):
+        tokens[row, : len(codes)] = codes
+        labels[row, : len(codes)] = scored
+        mask[row, : len(codes)] = 1
+    return tokens, labels, mask
 
 
-def _read(path: str, field: str) -> list[dict[str, Any]]:
+def _read(path: str, keys: Sequence[str]) -> list[dict[str, Any]]:
     file = check_file(path)
     kind = file.suffix.lower()
     if kind not in (".txt", ".jsonl", ".json"):
@@ -158,11 +183,14 @@ def _read(path: str, field: str) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         where = f"line {number} of {path!r}"
-        document = {field: line.strip()} if kind == ".txt" else _parsed(line, where)
-        text = document[named(field, document, "field", where)]
-        if not isinstance(text, str) or not text or "\0" in text:
-            msg = f"`field`: {field!r} must be text without a zero byte, got {text!r} on {where}"
-            raise ValueError(msg)
+        document = {keys[0]: line.strip()} if kind == ".txt" else _parsed(line, where)
+        for key, field in zip(keys, ("field", "prompt"), strict=False):
+            text = document[named(key, document, field, where)]
+            if not isinstance(text, str) or not text or "\0" in text:
+                msg = (
+                    f"`{field}`: {key!r} must be text without a zero byte, got {text!r} on {where}"
+                )
+                raise ValueError(msg)
         documents.append(document)
     if len(documents) < 4:
         msg = f"`path` must hold 4 documents or more, got {len(documents)} in {path!r}"

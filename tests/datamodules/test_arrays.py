@@ -147,7 +147,7 @@ def test_augmentation_is_keyed_by_pass_and_image_and_only_in_training(arrays, sa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"x_train": np.zeros((40, 6, 5, 3))}, r"`train`: 'x_train' must be uint8 with .*float"),
+        ({"x_train": np.zeros((40, 6, 5, 3))}, r"uint8 with values 0 to 255, got float"),
         ({"x_train": np.zeros((40, 3, 6, 5), np.uint8)}, r"got \(40, 3, 6, 5\); move the channels"),
         ({"x_train": np.zeros((40, 6), np.uint8)}, r"\(n, H, W\) or \(n, H, W, C\), got \(40, 6\)"),
         ({"y_train": np.zeros(39, int)}, r"classes 'y_train' must have shape \(40,\).*got \(39,\)"),

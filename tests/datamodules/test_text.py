@@ -28,14 +28,14 @@ def _read(batch):
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=90)
 
 
-@given(text=TEXT, length=st.integers(2, 40))
-def test_every_byte_of_a_text_is_predicted_once(text, length):
-    pieces = encode(text, length)
-    assert all(2 <= len(piece) <= length for piece in pieces)
-    predicted = [code for piece in pieces for code in piece[1:]]
-    assert predicted == [*text.encode(), 0]
-    given_before = [code for piece in pieces for code in piece[:-1]]
-    assert given_before == [0, *text.encode()]
+@given(text=TEXT, prompt=TEXT, length=st.integers(2, 40))
+def test_every_byte_of_a_text_is_predicted_once_and_a_prompt_never(text, prompt, length):
+    pieces = encode(text, length, prompt)
+    assert all(2 <= len(tokens) == len(labels) <= length for tokens, labels in pieces)
+    before = [code for tokens, _ in pieces for code in tokens[:-1]]
+    assert before == [0, *prompt.encode(), *text.encode()]
+    predicted = [label for _, labels in pieces for label in labels[1:]]
+    assert predicted == [IGNORE] * len(prompt.encode()) + [*text.encode(), 0]
 
 
 def test_batches_are_padded_and_padding_is_not_scored():
@@ -44,22 +44,26 @@ def test_batches_are_padded_and_padding_is_not_scored():
     ids, labels, mask = (batch[k] for k in ("input_ids", "labels", "attention_mask"))
     assert ids.shape == labels.shape == mask.shape == (16, 40)
     assert ids.dtype == labels.dtype == torch.long
-    assert torch.equal(labels, torch.where(mask == 1, ids, IGNORE))
+    assert torch.equal(labels[labels != IGNORE], ids[labels != IGNORE])
+    assert (labels[mask == 0] == IGNORE).all()
     lengths = mask.sum(1)
     assert (mask == (torch.arange(40) < lengths[:, None])).all()
     assert lengths.tolist() == [len(text) + 2 for text in _read(batch)]
 
 
 def test_the_generated_corpus_is_of_people_who_are_held_out_as_a_whole():
-    author = invented_people(40)[0]["author"]
+    author = invented_people(60)[0]["author"]
     data = _made(request=ForgetGroup(author, "author"))
     assert data.manifest.dataset == "generated facts about invented people"
     train, held_out = data._pools.columns["author"], data._pools.held_out_columns["author"]
     assert not set(train) & set(held_out)
-    assert len(set(held_out)) == 12
+    assert len(set(held_out)) == 18
     (batch,) = data.sweep(data.forget_set)
     assert len(batch["index"]) == 5
     assert all(text.startswith(author) for text in _read(batch))
+    facts = [d["text"].encode() for d in invented_people(60)[:5]]
+    scored = [bytes(row[row != IGNORE].tolist()) for row in batch["labels"]]
+    assert scored == [fact + b"\0" for fact in facts]
 
 
 def test_invented_facts_are_the_same_every_time_and_unlike_each_other():
@@ -67,10 +71,8 @@ def test_invented_facts_are_the_same_every_time_and_unlike_each_other():
     assert first == again
     assert first[:50] != invented_people(200, seed=1)[:50]
     assert len({d["author"] for d in first}) == 200
-    assert len({d["text"] for d in first}) == 1000
-    work = np.unique(
-        [d["text"].split()[-1] for d in first if d["fact"] == "work"], return_counts=True
-    )
+    assert len({d["prompt"] for d in first}) == 1000
+    work = np.unique([d["text"] for d in first if d["fact"] == "work"], return_counts=True)
     assert len(work[0]) == 8
     assert work[1].min() > 10  # uniform would be 25 each
     with pytest.raises(ValueError, match=r"`people` must be from 1 to 28,561, got 0"):
@@ -109,7 +111,7 @@ def test_the_split_does_not_depend_on_the_request():
     assert one.manifest.fingerprint == two.manifest.fingerprint
     assert (
         one.manifest.fingerprint
-        != _made(people=41, request=ForgetIndices([0])).manifest.fingerprint
+        != _made(people=61, request=ForgetIndices([0])).manifest.fingerprint
     )
 
 
@@ -137,6 +139,10 @@ def test_other_encodings_and_options_are_refused(tmp_path):
         _made(str(tmp_path / "t.txt"))
     with pytest.raises(ValueError, match=r"`length` must be at least 2, got 1"):
         TextDataModule(length=1)
+    with pytest.raises(
+        ValueError, match=r"`length`: 9 leaves nothing but the prompt of document 0"
+    ):
+        _made(length=9)
     with pytest.raises(ValueError, match=r"`split_by`: there is no 'auther'.*did you mean author"):
         _made(split_by="auther")
     with pytest.raises(FileNotFoundError, match=r"`path` must be a file"):
@@ -145,7 +151,8 @@ def test_other_encodings_and_options_are_refused(tmp_path):
 
 @pytest.mark.needs_data
 def test_tofu_answers_are_read(shared):
-    data = _made(shared("tofu/forget01.json"), field="answer", length=256)
+    data = _made(shared("tofu/forget01.json"), field="answer", prompt="question", length=512)
+    assert set(data._pools.columns) == {"document"}
     documents = {*data._pools.columns["document"], *data._pools.held_out_columns["document"]}
     assert documents == set(range(40))
 
