@@ -37,6 +37,8 @@ class RunCheckpoint(Checkpoint):
         """Save within an epoch."""
         n, step = self.every_n_train_steps, trainer.global_step
         if n and step != self._saved and step % n == 0 and not trainer.is_last_batch:
+            # Lightning logs a step after this hook; a run that ends here would never log it.
+            trainer._logger_connector.update_train_step_metrics()
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
