@@ -3,11 +3,16 @@
 The framework's side is `erasus_pl fit` as a user runs it from YAML: progress bar drawn on a
 (pseudo) terminal, CSV curves, checkpoints, recorder, exact loaders, all defaults. The bare side
 indexes the same tensors in the same order and calls forward, backward and the optimiser, nothing
-else. Both end with the same weights, or the script fails. A stock Lightning loop over a DataLoader
-(`Trainer` with its defaults) is timed beside them for orientation.
+else. Both end with the same weights, or the script fails. They take turns within one run, every few
+steps. A stock Lightning loop over a DataLoader (`Trainer` with its defaults) is timed against the
+same bare loop for orientation.
 
-Timed is the steady state: the mean of a block of steps within an epoch. What a fit costs once,
-before its first step and after its last, is reported apart.
+Judged is GradientAscent. Beside it, on the MLP, stand a strategy that takes a batch of either set
+(`paired`, NegGrad+) and a run that writes its curves at every step (`logged`) in place of every
+fiftieth, as the short runs in conf/ do.
+
+Timed is the steady state within an epoch. What a fit costs once, before its first step and after
+its last, is reported apart.
 """
 
 import contextlib
@@ -37,14 +42,14 @@ class Case:
 
     Args:
         strategy: class in `erasus_pl.strategies`.
-        network: class in `_parts`.
+        network: class in `erasus_pl.networks`.
         network_args: its arguments.
         shape: of an input.
         batch: samples of a batch.
         steps: of a run.
-        warm: steps before timing begins.
-        block: steps whose mean is one sample.
+        burst: steps that each side makes in turn; their mean is one sample.
         trainer: settings of the Trainer beyond the defaults.
+        quick_s: wall seconds that `--quick` gives it.
     """
 
     strategy: str
@@ -53,25 +58,27 @@ class Case:
     shape: list[int]
     batch: int
     steps: int
-    warm: int
-    block: int
+    burst: int
     trainer: dict[str, Any]
+    quick_s: float
 
 
 def cases(quick: bool) -> dict[str, Case]:
     """The small MLP (64-64-10, batch 64), and ResNet-18 at full width on 32×32 images."""
     mlp = Case(
-        "GradientAscent", "TimedMLP", {"inputs": 64, "hidden": [64], "outputs": 10}, [64], 64,
-        steps=1 + 200 + (600 if quick else 2000), warm=200, block=200,
-        trainer={"limit_val_batches": 10},
+        "GradientAscent", "MLP", {"inputs": 64, "hidden": [64], "outputs": 10}, [64], 64,
+        steps=500 * (3 if quick else 6) + 1, burst=500, trainer={"limit_val_batches": 10},
+        quick_s=8,
     )  # fmt: skip
     resnet18 = Case(
-        "GradientAscent", "TimedResNet18", {"width": 64}, [3, 32, 32], 8 if quick else 16,
-        steps=1 + 2 + (4 if quick else 8), warm=2, block=2,
+        "GradientAscent", "ResNet18", {"width": 64}, [3, 32, 32], 8 if quick else 16,
+        steps=17, burst=1,
         trainer={"log_every_n_steps": 1, "num_sanity_val_steps": 0, "limit_val_batches": 1},
+        quick_s=14,
     )  # fmt: skip
-    paired = dataclasses.replace(mlp, strategy="NegGradPlus")
-    return {"mlp": mlp, "resnet18": resnet18, "mlp_paired": paired}
+    paired = dataclasses.replace(mlp, strategy="NegGradPlus", quick_s=5)
+    logged = dataclasses.replace(mlp, trainer={**mlp.trainer, "log_every_n_steps": 1}, quick_s=5)
+    return {"mlp": mlp, "resnet18": resnet18, "mlp_paired": paired, "mlp_logged": logged}
 
 
 def order(case: Case, stream: int) -> Any:
@@ -86,39 +93,41 @@ def order(case: Case, stream: int) -> Any:
 
 def build(case: Case) -> Any:
     """The network, always with the same weights."""
-    import _parts
     import torch
 
+    from erasus_pl import networks
+
     torch.manual_seed(0)
-    return getattr(_parts, case.network)(**case.network_args)
+    return getattr(networks, case.network)(**case.network_args)
 
 
-def bare(case: Case, _: Path) -> dict[str, Any]:
-    """The updates in plain PyTorch; returns the weights."""
+def bare(case: Case, network: Any) -> Iterator[None]:
+    """The updates in plain PyTorch, one at a time."""
     import _parts
     import torch
     import torch.nn.functional as F
 
-    network = build(case).train()
+    network.train()
     n = case.batch * case.steps
     inputs, targets = _parts.pixels(2 * n, case.shape)
     optimizer = torch.optim.SGD(network.parameters(), LR, MOMENTUM, weight_decay=DECAY)
-    forget = order(case, 2).split(case.batch)
+    forget, retain = order(case, 2).split(case.batch), (n + order(case, 1)).split(case.batch)
     if case.strategy == "GradientAscent":
         for f in forget:
             loss = -F.cross_entropy(network(inputs[f]), targets[f])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            yield
     else:
-        for f, r in zip(forget, (n + order(case, 1)).split(case.batch), strict=True):
+        for f, r in zip(forget, retain, strict=True):
             ascent = F.cross_entropy(network(inputs[f]), targets[f])
             descent = F.cross_entropy(network(inputs[r]), targets[r])
             loss = (ALPHA - 1) * ascent + ALPHA * descent
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    return network.state_dict()
+            yield
 
 
 def fit(case: Case, folder: Path) -> dict[str, Any]:
@@ -132,7 +141,7 @@ def fit(case: Case, folder: Path) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / "original.pt"
     torch.save(build(case).state_dict(), weights)
-    n = case.batch * case.steps
+    n, network = case.batch * case.steps, f"_parts.Timed{case.network}"
     positions = folder / "forget.npy"
     np.save(positions, np.arange(n))
     config = {
@@ -143,7 +152,7 @@ def fit(case: Case, folder: Path) -> dict[str, Any]:
         "task": {
             "class_path": "erasus_pl.tasks.ClassificationTask",
             "init_args": {
-                "network": {"class_path": f"_parts.{case.network}", "init_args": case.network_args},
+                "network": {"class_path": network, "init_args": case.network_args},
                 "checkpoint": str(weights),
             },
         },
@@ -176,7 +185,7 @@ def fit(case: Case, folder: Path) -> dict[str, Any]:
     return {k.removeprefix("task.network."): v for k, v in found.items()}
 
 
-def stock(case: Case, folder: Path) -> None:
+def stock(case: Case, folder: Path) -> dict[str, Any]:
     """A plain LightningModule and DataLoader under a Trainer with its defaults."""
     import _parts
     import torch
@@ -188,7 +197,7 @@ def stock(case: Case, folder: Path) -> None:
     class Ascent(LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.network = build(case)
+            self.network = getattr(_parts, f"Timed{case.network}")(**case.network_args)
 
         def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
             inputs, targets = batch
@@ -199,11 +208,13 @@ def stock(case: Case, folder: Path) -> None:
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.SGD(self.parameters(), LR, MOMENTUM, weight_decay=DECAY)
 
+    module = Ascent()
     data = TensorDataset(*_parts.pixels(case.batch * case.steps, case.shape))
     Trainer(
         accelerator="cpu", max_epochs=1, default_root_dir=folder, logger=CSVLogger(folder),
         **case.trainer,
-    ).fit(Ascent(), DataLoader(data, case.batch, shuffle=True))  # fmt: skip
+    ).fit(module, DataLoader(data, case.batch, shuffle=True))  # fmt: skip
+    return module.network.state_dict()
 
 
 @contextlib.contextmanager
@@ -231,63 +242,61 @@ def terminal() -> Iterator[None]:
         reader.wait()
 
 
-def timed(
-    case: Case, side: Callable[[Case, Path], Any], folder: Path
-) -> tuple[Any, list[tuple[float, float]], tuple[float, float]]:
-    """Run a side once; returns its weights and `(cpu, wall)` seconds.
+def race(
+    case: Case, side: Callable[[Case, Path], Any]
+) -> tuple[list[Any], tuple[float, float], float]:
+    """A side against the bare loop, once.
 
-    Those are seconds per step of each block, and of all before the first step and after the last.
+    Returns:
+        The seconds of each burst but the first, the `(cpu, wall)` seconds before the first step
+        and after the last, and by how much the weights of both differ at the end.
     """
     import _parts
 
-    _parts.MARKS.clear()
-    start = clock()
-    with terminal():
-        end = side(case, folder)
-    stop, marks = clock(), _parts.MARKS[:: 2 if case.strategy == "NegGradPlus" else 1]
-    if len(marks) != case.steps:
-        sys.exit(f"{side.__name__} made {len(marks)} steps, not {case.steps}")
-    blocks = [
-        tuple((b - a) / case.block for a, b in zip(marks[i], marks[i + case.block], strict=True))
-        for i in range(case.warm, case.steps - case.block, case.block)
-    ]
-    rest = tuple(
-        (m - s) + (e - n) for s, m, n, e in zip(start, marks[0], marks[-1], stop, strict=True)
+    rival = build(case)
+    steps = bare(case, rival)
+    _parts.RACE.start(steps, case.burst, 2 if case.strategy == "NegGradPlus" else 1)
+    begin = clock()
+    with tempfile.TemporaryDirectory() as folder, terminal():
+        ours = side(case, Path(folder))
+    end, moments, taken = clock(), _parts.RACE.moments, _parts.RACE.rivals
+    if _parts.RACE.steps != case.steps:
+        sys.exit(f"{side.__name__} made {_parts.RACE.steps} steps, not {case.steps}")
+    once = tuple(
+        (first - b) + (e - last - theirs)
+        for b, first, last, theirs, e in zip(
+            begin, moments[0], moments[-1], taken[-1], end, strict=True
+        )
     )
-    return end, blocks, rest
+    differ = max((v - ours[k]).abs().max().item() for k, v in rival.state_dict().items())
+    return _parts.RACE.bursts(skip=1), once, differ
 
 
 def compare(case: Case, rounds: int, with_stock: bool, seconds: float) -> dict[str, Any]:
-    """All sides in turn, `rounds` times as long as `seconds` allow; figures of one network."""
-    sides = {"bare": bare, "fit": fit} | ({"stock": stock} if with_stock else {})
-    steps: dict[str, list] = {s: [] for s in sides}
-    once: list[tuple[float, float]] = []
-    worst = 0.0
+    """Both sides, `rounds` times as long as `seconds` allow; figures of one case."""
+    sides = {"fit": fit} | ({"stock": stock} if with_stock else {})
+    bursts: dict[str, list] = {side: [] for side in sides}
+    once, worst = [], 0.0
     start = time.perf_counter()
     for i in range(rounds):
         if i and (time.perf_counter() - start) * (i + 1) / i > seconds:
             break
-        ends = {}
-        for side in list(sides) if i % 2 == 0 else reversed(sides):
-            with tempfile.TemporaryDirectory() as folder:
-                ends[side], blocks, rest = timed(case, sides[side], Path(folder))
-            steps[side] += blocks
+        for side in sides:
+            found, rest, differ = race(case, sides[side])
+            bursts[side] += found
             if side == "fit":
                 once.append(rest)
-        for key, value in ends["bare"].items():
-            worst = max(worst, (value - ends["fit"][key]).abs().max().item())
+                worst = max(worst, differ)
     figures: dict[str, Any] = {"weights_differ_by": worst}
-    middle = {}
-    for side, blocks in steps.items():
-        for clock_name, values in zip(("cpu", "wall"), zip(*blocks, strict=True), strict=True):
-            ms = summary([1e3 * v for v in values])
-            figures[f"{side}_{clock_name}_ms"] = ms
-            middle[side, clock_name] = ms["median"]
-    for side in sides:
-        if side != "bare":
-            prefix = "" if side == "fit" else f"{side}_"
-            for c in ("cpu", "wall"):
-                figures[f"{prefix}{c}_ratio"] = round(middle[side, c] / middle["bare", c], 3)
+    for side, found in bursts.items():
+        prefix = "" if side == "fit" else f"{side}_"
+        for i, kind in enumerate(("cpu", "wall")):
+            ratios = summary([ours[i] / theirs[i] for ours, theirs in found])
+            figures[f"{prefix}{kind}_ratio"] = ratios["median"]
+            figures[f"{prefix}{kind}_ratio_spread"] = ratios
+            figures[f"{side}_{kind}_ms"] = summary([1e3 * ours[i] for ours, _ in found])
+            if side == "fit":
+                figures[f"bare_{kind}_ms"] = summary([1e3 * theirs[i] for _, theirs in found])
     figures["fit_once_cpu_s"] = summary([cpu for cpu, _ in once])
     return figures
 
@@ -304,7 +313,7 @@ def main(args: list[str] | None = None) -> int:
     figures: dict[str, Any] = {}
     for key, case in cases(given.quick).items():
         rounds = given.rounds or (5 if given.quick else 10)
-        found = compare(case, rounds, key == "mlp", 10 if given.quick else 240)
+        found = compare(case, rounds, key == "mlp", case.quick_s if given.quick else 150)
         if found["weights_differ_by"] > 1e-6:
             sys.exit(f"{key}: the two sides differ by {found['weights_differ_by']}")
         for figure, value in found.items():

@@ -53,10 +53,10 @@ def test_declares_what_it_is(script, load, capsys):
 def test_overhead(load, monkeypatch, capsys):
     module = load("overhead")
     tiny = {
-        key: dataclasses.replace(case, steps=7, warm=2, block=2, batch=4, network_args=args)
+        key: dataclasses.replace(case, steps=7, burst=2, batch=4, network_args=args)
         for (key, case), args in zip(
             module.cases(True).items(),
-            ({"inputs": 64}, {"width": 2}, {"inputs": 64}),
+            ({"inputs": 64}, {"width": 2}, {"inputs": 64}, {"inputs": 64}),
             strict=True,
         )
     }
@@ -72,16 +72,41 @@ def test_overhead(load, monkeypatch, capsys):
 
 def test_overhead_stops_where_the_sides_differ(load, monkeypatch):
     module = load("overhead")
-    case = dataclasses.replace(module.cases(True)["mlp"], steps=7, warm=2, block=2)
-    monkeypatch.setattr(module, "cases", lambda quick: {"mlp": case})
-    monkeypatch.setattr(module, "fit", lambda case, folder: _halved(module.bare(case, folder)))
-    monkeypatch.setattr(module, "stock", module.bare)
+    case = dataclasses.replace(module.cases(True)["mlp"], steps=7, burst=2, batch=4)
+    another = dataclasses.replace(case, strategy="NegGradPlus")
+    bare = module.bare
+    monkeypatch.setattr(module, "cases", lambda quick: {"mlp_paired": case})
+    monkeypatch.setattr(module, "bare", lambda case, network: bare(another, network))
     with pytest.raises(SystemExit, match="the two sides differ"):
         module.main(["--quick", "--rounds", "1"])
 
 
-def _halved(weights):
-    return {k: v / 2 for k, v in weights.items()}
+def test_a_race_splits_the_clocks_between_the_sides(load, monkeypatch):
+    parts = load("_parts")
+    now = {"process": 0.0, "thread": 0.0, "wall": 0.0}
+    monkeypatch.setattr(parts, "clock", lambda: (now["process"], now["wall"]))
+    monkeypatch.setattr(parts.time, "thread_time", lambda: now["thread"])
+    monkeypatch.setattr(parts.time, "perf_counter", lambda: now["wall"])
+
+    def spend(own, threads, wall):
+        now["thread"] += own
+        now["process"] += own + threads
+        now["wall"] += wall
+
+    def rival():
+        while True:
+            spend(1.0, 0.5, 2.0)
+            yield
+
+    race = parts.Race()
+    race.start(rival(), burst=3, forwards=2)
+    for _ in range(7):
+        race.forward()
+        race.forward()
+        spend(4.0, 0.0, 5.0)
+    assert race.steps == 7
+    assert race.bursts(skip=0) == [((4.5, 5.0), (1.0, 2.0))] * 2
+    assert race.bursts(skip=1) == [((4.5, 5.0), (1.0, 2.0))]
 
 
 def test_start_up(load, monkeypatch, capsys):
