@@ -29,10 +29,22 @@ class SplitData(Protocol):
 
     request: Any
     manifest: Any
-    forget_set: Sized
-    retain_set: Sized
-    test_set: Sized
-    holdout_set: Sized
+
+    @property
+    def forget_set(self) -> Sized:
+        """The forget set."""
+
+    @property
+    def retain_set(self) -> Sized:
+        """The retain set."""
+
+    @property
+    def test_set(self) -> Sized:
+        """The test set."""
+
+    @property
+    def holdout_set(self) -> Sized:
+        """The holdout set."""
 
     def sweep(self, dataset: Any) -> Iterable[dict[str, Any]]:
         """Every sample of a set once, in order, as batches."""
