@@ -1,8 +1,7 @@
 """What a model is for: its network, its loss per sample, and the quantities every strategy needs."""
 
 import copy
-import pickle
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -13,61 +12,15 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MetricCollection
 
 from erasus_pl._lean_loop import install as lean
+from erasus_pl.tasks.weights import matching_weights, reset_parameters
 
-__all__ = [
-    "SPLITS",
-    "Batch",
-    "OptimizerCallable",
-    "SchedulerCallable",
-    "Task",
-    "on_curve",
-    "read_weights",
-]
+__all__ = ["SPLITS", "Batch", "OptimizerCallable", "SchedulerCallable", "Task", "on_curve"]
 
 Batch = dict[str, Any]
 OptimizerCallable = Callable[[Iterable], torch.optim.Optimizer]
 SchedulerCallable = Callable[[torch.optim.Optimizer], LRScheduler]
 
 SPLITS = ("forget", "retain", "test", "holdout")
-
-
-def read_weights(path: str | Path) -> Mapping[str, Tensor]:
-    """Read a state dict of tensors, from a Lightning checkpoint or a plain `torch.save`.
-
-    The file is read with ``weights_only=True``: code inside it is never run.
-
-    Args:
-        path: a `.ckpt` or `.pt` file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is truncated, not a checkpoint, or holds more than tensors.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"`checkpoint`: there is no file {str(path)!r}; give the path of a .ckpt or .pt file"
-        )
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"`checkpoint`: {str(path)!r} holds more than tensors and was not loaded, since "
-            "loading it could run code; save the state dict alone: torch.save(model.state_dict())"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"`checkpoint`: {str(path)!r} is truncated or is no PyTorch file; save it again"
-        ) from error
-    if isinstance(content, Mapping) and "state_dict" in content:
-        content = content["state_dict"]
-    tensors = isinstance(content, Mapping) and all(isinstance(v, Tensor) for v in content.values())
-    if not tensors or not content:
-        raise ValueError(
-            f"`checkpoint`: {str(path)!r} holds no state dict; save one with "
-            "torch.save(model.state_dict(), path)"
-        )
-    return content
 
 
 def on_curve(trainer: Trainer, step: int) -> bool:
@@ -219,31 +172,11 @@ class Task(LightningModule):
         Raises:
             TypeError: a module holds parameters and has no `reset_parameters` of its own.
         """
-        _reset(self.network)
+        reset_parameters(self.network)
 
     def load_weights(self, path: str | Path) -> None:
         """Load the network's weights from a checkpoint of a network, a task or a strategy."""
-        found = read_weights(path)
-        own = self.network.state_dict()
-        for prefix in ("", "network.", "task.network."):
-            stripped = {
-                k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)
-            }
-            if stripped.keys() == own.keys():
-                break
-        else:
-            missing = sorted(own.keys() - found.keys())[:3]
-            raise ValueError(
-                f"`checkpoint`: {str(path)!r} is of another network: it lacks {missing}; give the "
-                "checkpoint of this task, or the network it was trained with"
-            )
-        for key, value in stripped.items():
-            if value.shape != own[key].shape:
-                raise ValueError(
-                    f"`checkpoint`: {str(path)!r} is of another network: {key} has shape "
-                    f"{tuple(value.shape)}, this network needs {tuple(own[key].shape)}"
-                )
-        self.network.load_state_dict(stripped)
+        self.network.load_state_dict(matching_weights(path, self.network))
 
     def setup(self, stage: str) -> None:
         """Leave out of the training loop what the run does not use."""
@@ -325,21 +258,3 @@ def _rows(values: Tensor, n: int) -> Tensor:
             'use reduction="none"'
         )
     return values if values.dim() == 1 else values.flatten(1).mean(1)
-
-
-def _reset(module: nn.Module) -> None:
-    reset = getattr(module, "reset_parameters", None)
-    if callable(reset):
-        reset()
-        if not list(module.children()):
-            return
-    elif module._parameters or module._buffers:
-        own = [k for k, v in (*module._parameters.items(), *module._buffers.items()) if v is not None]
-        persistent = [k for k in own if k not in module._non_persistent_buffers_set]
-        if persistent:
-            raise TypeError(
-                f"`network`: {type(module).__name__} holds {persistent} and has no "
-                "`reset_parameters`, so it cannot be retrained from scratch; add that method"
-            )
-    for child in module.children():
-        _reset(child)

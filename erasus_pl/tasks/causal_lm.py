@@ -9,7 +9,6 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from erasus_pl.tasks.base import Batch, OptimizerCallable, SchedulerCallable, Task
-from erasus_pl.tasks.classification import logit_scaled
 
 __all__ = ["IGNORE", "CausalLMTask"]
 
@@ -70,9 +69,12 @@ class CausalLMTask(Task):
         return _token_mean(kl, batch["labels"][:, 1:])
 
     def score(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Logit-scaled confidence, averaged over the labelled tokens of each sequence, `(B,)`."""
-        labels = batch["labels"][:, 1:]
-        return _token_mean(logit_scaled(outputs[:, :-1], labels.clamp(min=0)), labels)
+        """Negative loss of each sequence, `(B,)`, in nats: the attack of Yeom et al. (2018).
+
+        Averaging the logit-scaled confidence of tokens instead lets the few that are all but
+        certain decide, and these differ from seed to seed (arXiv:1709.01604, Sec. III-A).
+        """
+        return -self.per_sample_loss(outputs, batch)
 
     def correct(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Fraction of the labelled tokens of each sequence that are predicted, `(B,)`."""

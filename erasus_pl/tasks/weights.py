@@ -1,0 +1,102 @@
+"""Read a network's weights, and draw them anew."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["matching_weights", "read_weights", "reset_parameters"]
+
+
+def read_weights(path: str | Path) -> Mapping[str, Tensor]:
+    """Read a state dict of tensors, from a Lightning checkpoint or a plain `torch.save`.
+
+    The file is read with ``weights_only=True``: code inside it is never run.
+
+    Args:
+        path: a `.ckpt` or `.pt` file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is truncated, not a checkpoint, or holds more than tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"`checkpoint`: there is no file {str(path)!r}; give the path of a .ckpt or .pt file"
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"`checkpoint`: {str(path)!r} holds more than tensors and was not loaded, since "
+            "loading it could run code; save the state dict alone: torch.save(model.state_dict())"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"`checkpoint`: {str(path)!r} is truncated or is no PyTorch file; save it again"
+        ) from error
+    if isinstance(content, Mapping) and "state_dict" in content:
+        content = content["state_dict"]
+    tensors = isinstance(content, Mapping) and all(isinstance(v, Tensor) for v in content.values())
+    if not tensors or not content:
+        raise ValueError(
+            f"`checkpoint`: {str(path)!r} holds no state dict; save one with "
+            "torch.save(model.state_dict(), path)"
+        )
+    return content
+
+
+def matching_weights(path: str | Path, network: nn.Module) -> dict[str, Tensor]:
+    """Read the state dict of a network from a checkpoint of it, of its task or of a strategy.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or of another network.
+    """
+    found = read_weights(path)
+    own = network.state_dict()
+    for prefix in ("", "network.", "task.network."):
+        stripped = {
+            k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)
+        }
+        if stripped.keys() == own.keys():
+            break
+    else:
+        missing = sorted(own.keys() - found.keys())[:3]
+        raise ValueError(
+            f"`checkpoint`: {str(path)!r} is of another network: it lacks {missing}; give the "
+            "checkpoint of this task, or the network it was trained with"
+        )
+    for key, value in stripped.items():
+        if value.shape != own[key].shape:
+            raise ValueError(
+                f"`checkpoint`: {str(path)!r} is of another network: {key} has shape "
+                f"{tuple(value.shape)}, this network needs {tuple(own[key].shape)}"
+            )
+    return stripped
+
+
+def reset_parameters(module: nn.Module) -> None:
+    """Initialise a network's parameters and buffers anew, by each module's `reset_parameters`.
+
+    Raises:
+        TypeError: a module holds parameters or persistent buffers and has no such method.
+    """
+    reset = getattr(module, "reset_parameters", None)
+    if callable(reset):
+        reset()
+        if not list(module.children()):
+            return
+    elif module._parameters or module._buffers:
+        own = [k for k, v in (*module._parameters.items(), *module._buffers.items()) if v is not None]
+        persistent = [k for k in own if k not in module._non_persistent_buffers_set]
+        if persistent:
+            raise TypeError(
+                f"`network`: {type(module).__name__} holds {persistent} and has no "
+                "`reset_parameters`, so it cannot be retrained from scratch; add that method"
+            )
+    for child in module.children():
+        reset_parameters(child)
