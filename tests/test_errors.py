@@ -268,6 +268,10 @@ def _hostile_zip(path):
     torch.save({"state_dict": {}, "loops": {}, "callbacks": _Hostile()}, path)
 
 
+def _empty(path):
+    path.write_bytes(b"")
+
+
 @pytest.mark.parametrize("make", [_hostile_pickle, _hostile_zip])
 @pytest.mark.parametrize("field", ["--ckpt_path", "--task.init_args.checkpoint"])
 @pytest.mark.parametrize("verb", ["fit", "validate"])
@@ -279,6 +283,16 @@ def test_a_hostile_checkpoint_is_refused_and_its_code_is_not_run(
     line = refused(field, path, verb=verb)
     assert "could run code" in line
     assert "hostile.ckpt" in line
+    assert not (tmp_path / "it_ran").exists()
+
+
+@pytest.mark.parametrize("make", [_hostile_pickle, _hostile_zip, _empty])
+def test_a_damaged_or_hostile_kept_model(make, refused, trained, tmp_path):
+    (kept,) = (tmp_path / "runs" / "cache").glob("original-*.ckpt")
+    make(kept)
+    line = refused()
+    assert kept.name in line
+    assert "delete it to train that model again" in line
     assert not (tmp_path / "it_ran").exists()
 
 

@@ -7,6 +7,7 @@ import copy
 import hashlib
 import json
 import os
+import pickle
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -120,14 +121,15 @@ class Kept:
 
         Returns:
             The model in eval mode, the wall seconds its training took, and whether it was read.
+
+        Raises:
+            ValueError: the file is damaged, or holds more than tensors.
         """
         path = self.folder / f"{name}-{key}.ckpt"
         model = copy.deepcopy(task)
         found = path.is_file()
         if found:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            model.network.load_state_dict(content["state_dict"])
-            seconds = content["seconds"]
+            seconds = _read(path, model)
         else:
             seconds = train_task(model, data, on, seed, self.trainer)
             model.cpu()
@@ -135,3 +137,16 @@ class Kept:
             if int(os.environ.get("LOCAL_RANK", 0)) == 0:
                 save_atomically(state, path)
         return model.eval(), seconds, found
+
+
+def _read(path: Path, model: Task) -> float:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        model.network.load_state_dict(content["state_dict"])
+        return float(content["seconds"])
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
+        msg = (
+            f"{str(path)!r} is damaged or no kept model, and was not loaded; delete it to train "
+            "that model again"
+        )
+        raise ValueError(msg) from error
