@@ -3,9 +3,10 @@
 import importlib
 import pkgutil
 
-from datamodules.base import ArrayDataset, Pools, UnlearningDataModule, View
+from datamodules.base import UnlearningDataModule
+from datamodules.datasets import ArrayDataset, MapDataset, Pools, View
 
-__all__ = ["ArrayDataset", "Pools", "UnlearningDataModule", "View"]
+__all__ = ["ArrayDataset", "MapDataset", "Pools", "UnlearningDataModule", "View"]
 
 for _module in pkgutil.iter_modules(__path__):
     _found = importlib.import_module(f"{__name__}.{_module.name}")

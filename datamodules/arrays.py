@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datamodules.base import ArrayDataset, Pools, UnlearningDataModule
+from datamodules.base import UnlearningDataModule
+from datamodules.datasets import ArrayDataset, Pools
 from datamodules.files import read_npz, split
 from erasus_pl.requests import ForgetRequest
 

@@ -1,112 +1,25 @@
 """The contract of a datamodule: split the training data by a forget request, and feed the steps."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import default_collate
 
-from datamodules.loaders import Cycle, Fetcher, Pick, StepLoader, SweepLoader, mix
+from datamodules.datasets import MapDataset, Pools, View
+from datamodules.loaders import Fetcher, StepLoader, SweepLoader
+from datamodules.order import Cycle, mix, plan
 from erasus_pl.requests import ForgetRequest, Manifest, fingerprint
 
-__all__ = ["ArrayDataset", "MapDataset", "Pools", "UnlearningDataModule", "View"]
+__all__ = ["UnlearningDataModule"]
 
 _RANDOM_HOLDOUT = "a random part of the held-out data"
 _GIVEN_HOLDOUT = "the holdout data that was given"
 _MATCHED_HOLDOUT = "the held-out data that the request matches"
-
-
-class MapDataset(Protocol):
-    """What a datamodule can split: a length, and an item at each position."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Any: ...
-
-
-class ArrayDataset(Dataset):
-    """Samples held in memory as tensors, fetched a batch at a time.
-
-    Args:
-        columns: name of a batch key → tensor whose first dimension counts samples.
-        transform: applied to a batch's columns after they are fetched.
-        augment: called before that with the columns of a training batch and `(B,)` int64 keys;
-            whatever it draws for a sample must follow from the sample's key.
-    """
-
-    def __init__(
-        self,
-        columns: Mapping[str, Tensor],
-        transform: Callable[[dict], dict] | None = None,
-        augment: Callable[[dict, Tensor], dict] | None = None,
-    ) -> None:
-        sizes = {name: len(column) for name, column in columns.items()}
-        if len(set(sizes.values())) != 1:
-            raise ValueError(f"columns must have one length, got {sizes}")
-        self.columns = dict(columns)
-        self.transform = transform
-        self.augment = augment
-        self.n = next(iter(sizes.values()))
-
-    def __len__(self) -> int:
-        return self.n
-
-    def __getitem__(self, i: int) -> dict[str, Tensor]:
-        return {name: column[0] for name, column in self.batch(torch.tensor([i])).items()}
-
-    def batch(self, positions: Tensor, keys: Tensor | None = None) -> dict[str, Tensor]:
-        """The samples at `(B,)` positions, as tensors `(B, …)`; augmented where keys are given."""
-        batch = {name: column[positions] for name, column in self.columns.items()}
-        if keys is not None and self.augment is not None:
-            batch = self.augment(batch, keys)
-        return self.transform(batch) if self.transform else batch
-
-
-class View(Dataset):
-    """A part of a dataset.
-
-    Args:
-        dataset: the whole.
-        positions: `(n,)` positions in it, in ascending order.
-    """
-
-    def __init__(self, dataset: MapDataset, positions: Tensor) -> None:
-        self.dataset = dataset
-        self.positions = positions
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def __getitem__(self, i: int) -> Any:
-        return self.dataset[int(self.positions[i])]
-
-
-@dataclass
-class Pools:
-    """What a datamodule loads.
-
-    Args:
-        name: of the data, for manifests and reports.
-        train: what the original was trained on.
-        held_out: what it was never trained on; split into test and holdout set.
-        columns: per-sample arrays of `train` that requests can name, such as `target`.
-        held_out_columns: the same of `held_out`.
-        content: arrays whose bytes identify the data; the columns if empty.
-        holdout: `(m,)` mask over `held_out`, where the user says which of it is the holdout set.
-    """
-
-    name: str
-    train: MapDataset
-    held_out: MapDataset
-    columns: dict[str, np.ndarray] = field(default_factory=dict)
-    held_out_columns: dict[str, np.ndarray] = field(default_factory=dict)
-    content: dict[str, np.ndarray] = field(default_factory=dict)
-    holdout: np.ndarray | None = None
 
 
 class UnlearningDataModule(LightningDataModule):
@@ -221,7 +134,11 @@ class UnlearningDataModule(LightningDataModule):
         """Forget, retain, test and holdout set, in this order."""
         rank, world = self._rank()
         splits = (self.forget_set, self.retain_set, self.test_set, self.holdout_set)
-        return [self.sweep(View(s.dataset, s.positions[rank::world])) for s in splits]
+        # A rank without a sample would wait for the others where they gather what they logged.
+        dealt = (s.positions[rank if len(s) > rank else 0 :: world] for s in splits)
+        return [
+            self.sweep(View(s.dataset, part)) for s, part in zip(splits, dealt, strict=True)
+        ]
 
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader
@@ -297,50 +214,19 @@ class UnlearningDataModule(LightningDataModule):
         return chosen
 
     def _plan(self, mode: str, rank: int, world: int) -> tuple[Callable[[int], Any], int]:
-        def cycle(name: str, whole: bool, shuffle: bool = True) -> Cycle:
-            positions = {
-                "train": lambda: torch.arange(len(self.train_set)),
-                "retain": lambda: self.retain_set.positions,
-                "forget": lambda: (
-                    self.forget_set.positions if self._coreset is None else self._coreset
-                ),
-            }[name]()
+        forget = self.forget_set.positions if self._coreset is None else self._coreset
+        positions = {
+            "train": torch.arange(len(self.train_set)),
+            "retain": self.retain_set.positions,
+            "forget": forget,
+        }
+
+        def walk(name: str, whole_passes: bool, shuffle: bool = True) -> Cycle:
             size = self.forget_batch_size if name == "forget" else self.batch_size
-            seed = mix(self.seed, {"train": 0, "retain": 1, "forget": 2}[name])
-            return Cycle(positions, size, seed, whole, shuffle, rank, world)
+            seed = mix(self.seed, list(positions).index(name))
+            return Cycle(positions[name], size, seed, whole_passes, shuffle, rank, world)
 
-        if mode in ("train", "retrain"):
-            walk = cycle("train" if mode == "train" else "retain", True)
-            return walk.__getitem__, len(walk)
-        if mode in ("forget", "retain"):
-            walk = cycle(mode, True)
-            other = "retain" if mode == "forget" else "forget"
-            return lambda t: {mode: walk[t], other: None}, len(walk)
-        if mode == "single_pass":
-            f, r = cycle("forget", True, False), cycle("retain", True, False)
-            return lambda t: {
-                "forget": f[t] if t < len(f) else None,
-                "retain": r[t] if t < len(r) else None,
-            }, max(len(f), len(r))
-        by_forget = self.epoch == "forget"
-        f, r = cycle("forget", by_forget), cycle("retain", not by_forget)
-        if mode == "paired":
-            return lambda t: {"forget": f[t], "retain": r[t]}, len(f if by_forget else r)
-        if mode == "sequential":
-            first, second = len(f), len(f) if by_forget else len(r)
-            f = cycle("forget", True)
-
-            def plan(t: int) -> dict[str, Pick | None]:
-                epoch, k = divmod(t, first + second)
-                if k < first:
-                    return {"forget": f[epoch * first + k], "retain": None}
-                return {"forget": None, "retain": r[epoch * second + k - first]}
-
-            return plan, first + second
-        raise ValueError(
-            f"`loader_mode` must be paired, sequential, forget, retain, single_pass, train or "
-            f"retrain, got {mode!r}"
-        )
+        return plan(mode, walk, self.epoch == "forget")
 
     def _mode(self) -> str:
         module = getattr(self.trainer, "lightning_module", None)

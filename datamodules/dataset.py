@@ -9,7 +9,8 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
-from datamodules.base import Pools, UnlearningDataModule
+from datamodules.base import UnlearningDataModule
+from datamodules.datasets import Pools
 from erasus_pl.requests import ForgetRequest
 
 __all__ = ["DatasetDataModule"]

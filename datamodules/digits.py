@@ -5,7 +5,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from datamodules.base import ArrayDataset, Pools, UnlearningDataModule
+from datamodules.base import UnlearningDataModule
+from datamodules.datasets import ArrayDataset, Pools
 from erasus_pl.requests import ForgetRequest
 
 __all__ = ["DigitsDataModule"]

@@ -9,7 +9,6 @@ import random
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,105 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-__all__ = ["Cycle", "Fetcher", "Pick", "StepLoader", "SweepLoader", "ignore_signals", "mix"]
+from datamodules.order import Pick, mix
 
-_MASK = (1 << 63) - 1
-
-
-def mix(*numbers: int) -> int:
-    """Hash integers into one seed in [0, 2⁶³) (the finaliser of splitmix64, chained)."""
-    state = 0
-    for number in numbers:
-        state = (state + number + 0x9E3779B97F4A7C15) & ((1 << 64) - 1)
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & ((1 << 64) - 1)
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & ((1 << 64) - 1)
-        state ^= state >> 31
-    return state & _MASK
-
-
-@dataclass(frozen=True)
-class Pick:
-    """Which samples make a batch.
-
-    Args:
-        positions: `(B,)` positions in the dataset.
-        cycles: `(B,)` how often each was visited before; keys its augmentation.
-    """
-
-    positions: Tensor
-    cycles: Tensor
-
-
-class Cycle:
-    """An endless, reshuffled walk over positions; batch i of it is a pure function of i.
-
-    Args:
-        positions: `(n,)` positions in the dataset.
-        batch_size: of one process.
-        seed: of the order.
-        whole_passes: end every pass with a short batch, instead of filling it from the next pass;
-            a single sample that is left over joins the batch before, since a batch norm
-            cannot train on one.
-        shuffle: or keep the given order.
-        rank: of this process, among `world`; a global batch is dealt out among them.
-        world: number of processes.
-    """
-
-    def __init__(
-        self,
-        positions: Tensor,
-        batch_size: int,
-        seed: int,
-        whole_passes: bool,
-        shuffle: bool = True,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        self.positions = positions
-        self.batch = batch_size * world
-        self.seed = seed
-        self.whole_passes = whole_passes
-        self.shuffle = shuffle
-        self.rank, self.world = rank, world
-        self._order: dict[int, Tensor] = {}
-
-    def __len__(self) -> int:
-        """Batches in one pass."""
-        full, rest = divmod(len(self.positions), self.batch)
-        alone = full == 0 or rest > 1 or (rest > 0 and not self.whole_passes)
-        return full + 1 if alone else full
-
-    def __getitem__(self, i: int) -> Pick:
-        n = len(self.positions)
-        if self.whole_passes:
-            cycle, k = divmod(i, len(self))
-            end = n if k == len(self) - 1 else (k + 1) * self.batch
-            positions = self._pass(cycle)[k * self.batch : end]
-            cycles = torch.full_like(positions, cycle)
-        else:
-            parts, start, left = [], i * self.batch, self.batch
-            while left:
-                cycle, offset = divmod(start, n)
-                take = min(left, n - offset)
-                parts.append((cycle, offset, offset + take))
-                start, left = start + take, left - take
-            positions = torch.cat([self._pass(c)[a:b] for c, a, b in parts])
-            cycles = torch.cat([torch.full((b - a,), c) for c, a, b in parts])
-        if self.world > 1:
-            mine = slice(self.rank, None, self.world) if len(positions) > self.rank else slice(1)
-            positions, cycles = positions[mine], cycles[mine]
-        return Pick(positions, cycles)
-
-    def _pass(self, cycle: int) -> Tensor:
-        if not self.shuffle:
-            return self.positions
-        if cycle not in self._order:
-            generator = torch.Generator().manual_seed(mix(self.seed, cycle))
-            order = torch.randperm(len(self.positions), generator=generator)
-            self._order = {k: v for k, v in self._order.items() if k == cycle - 1}
-            self._order[cycle] = self.positions[order]
-        return self._order[cycle]
-
+__all__ = ["Fetcher", "StepLoader", "SweepLoader", "ignore_signals"]
 
 class Fetcher(Dataset):
     """Turns picks into batches: dicts with `index`, and `weight` where weights are given.

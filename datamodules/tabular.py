@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from datamodules.base import ArrayDataset, Pools, UnlearningDataModule
+from datamodules.base import UnlearningDataModule
+from datamodules.datasets import ArrayDataset, Pools
 from datamodules.files import named, read_table, split
 from erasus_pl.requests import ForgetRequest
 

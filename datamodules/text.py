@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from datamodules.base import ArrayDataset, Pools, UnlearningDataModule
+from datamodules.base import UnlearningDataModule
+from datamodules.datasets import ArrayDataset, Pools
 from datamodules.files import check_file, named, split
 from datamodules.invented import invented_people
 from erasus_pl.requests import ForgetRequest

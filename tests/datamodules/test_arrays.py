@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from datamodules import ArrayDataModule
 from datamodules.arrays import crop_flip
-from datamodules.loaders import mix
+from datamodules.order import mix
 from erasus_pl.requests import ForgetAttribute, ForgetClass, ForgetIndices
 
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
-from datamodules.loaders import Cycle, Fetcher, Pick, StepLoader, SweepLoader, ignore_signals, mix
+from datamodules.loaders import Fetcher, StepLoader, SweepLoader, ignore_signals
+from datamodules.order import Cycle, Pick, mix
 
 SIZES = {"n": st.integers(1, 50), "batch": st.integers(1, 12), "world": st.integers(1, 4)}
 

@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from datamodules import UnlearningDataModule
-from datamodules.base import ArrayDataset, Pools
+from datamodules.datasets import ArrayDataset, Pools
 from erasus_pl.networks import MLP, TinyLlama
 from erasus_pl.requests import ForgetIndices
 from erasus_pl.strategies import GradientAscent
