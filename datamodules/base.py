@@ -59,11 +59,14 @@ class UnlearningDataModule(LightningDataModule):
         super().__init__()
         for name, value in (("batch_size", batch_size), ("forget_batch_size", forget_batch_size)):
             if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}")
+                msg = f"`{name}` must be at least 1, got {value}"
+                raise ValueError(msg)
         if not 0 < holdout_fraction < 1:
-            raise ValueError(f"`holdout_fraction` must be in (0, 1), got {holdout_fraction}")
+            msg = f"`holdout_fraction` must be in (0, 1), got {holdout_fraction}"
+            raise ValueError(msg)
         if num_workers < 0:
-            raise ValueError(f"`num_workers` must be at least 0, got {num_workers}")
+            msg = f"`num_workers` must be at least 0, got {num_workers}"
+            raise ValueError(msg)
         self.request = request
         self.batch_size = batch_size
         self.forget_batch_size = forget_batch_size or batch_size
@@ -81,7 +84,8 @@ class UnlearningDataModule(LightningDataModule):
 
     def load(self) -> Pools:
         """Read the data."""
-        raise NotImplementedError(f"{type(self).__name__} must define `load`")
+        msg = f"{type(self).__name__} must define `load`"
+        raise NotImplementedError(msg)
 
     def setup(self, stage: str | None = None) -> None:
         """Load the data and split it by the request; once."""
@@ -91,10 +95,11 @@ class UnlearningDataModule(LightningDataModule):
             self._split(self._pools)
         if stage == "fit" and self.request is None and self._mode() != "train":
             name = type(getattr(self.trainer, "lightning_module", None)).__name__
-            raise ValueError(
+            msg = (
                 f"`request`: {name} needs to know what must go; give a forget request, such as "
                 "ForgetClass or ForgetRandom"
             )
+            raise ValueError(msg)
 
     def use_coreset(self, indices: Tensor | None, weights: Tensor | None = None) -> None:
         """Narrow the forget batches to a coreset.
@@ -136,9 +141,7 @@ class UnlearningDataModule(LightningDataModule):
         splits = (self.forget_set, self.retain_set, self.test_set, self.holdout_set)
         # A rank without a sample would wait for the others where they gather what they logged.
         dealt = (s.positions[rank if len(s) > rank else 0 :: world] for s in splits)
-        return [
-            self.sweep(View(s.dataset, part)) for s, part in zip(splits, dealt, strict=True)
-        ]
+        return [self.sweep(View(s.dataset, part)) for s, part in zip(splits, dealt, strict=True)]
 
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader
@@ -169,11 +172,12 @@ class UnlearningDataModule(LightningDataModule):
         if before is not None and now is not None:
             differences = now.differences(Manifest.from_dict(before))
             if differences:
-                raise ValueError(
+                msg = (
                     "the checkpoint was made for another request or other data: "
                     f"{'; '.join(differences)}; resume with what it was made for, or start anew "
                     "without --ckpt_path"
                 )
+                raise ValueError(msg)
         self.step = state_dict["step"]
 
     def _split(self, pools: Pools) -> None:
@@ -262,7 +266,8 @@ def _refuse_overlap(pools: Pools, forget: np.ndarray) -> None:
     asked = pools.columns["id"][forget]
     both = np.intersect1d(asked, pools.held_out_columns["id"])
     if len(both):
-        raise ValueError(
-            f"`request`: {len(both):,} of the forget set's samples are also held out, the first with "
-            f"id {both[0].item()!r}; take them out of the test and holdout data"
+        msg = (
+            f"`request`: {len(both):,} of the forget set's samples are also held out, the first "
+            f"with id {both[0].item()!r}; take them out of the test and holdout data"
         )
+        raise ValueError(msg)

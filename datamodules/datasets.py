@@ -38,7 +38,8 @@ class ArrayDataset(Dataset):
     ) -> None:
         sizes = {name: len(column) for name, column in columns.items()}
         if len(set(sizes.values())) != 1:
-            raise ValueError(f"columns must have one length, got {sizes}")
+            msg = f"columns must have one length, got {sizes}"
+            raise ValueError(msg)
         self.columns = dict(columns)
         self.transform = transform
         self.augment = augment

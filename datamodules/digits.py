@@ -37,7 +37,8 @@ class DigitsDataModule(UnlearningDataModule):
             request, batch_size, forget_batch_size, epoch=epoch, num_workers=num_workers
         )
         if not 0 < held_out < 1:
-            raise ValueError(f"`held_out` must be in (0, 1), got {held_out}")
+            msg = f"`held_out` must be in (0, 1), got {held_out}"
+            raise ValueError(msg)
         self.held_out = held_out
 
     def load(self) -> Pools:

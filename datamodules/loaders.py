@@ -20,6 +20,7 @@ from datamodules.order import Pick, mix
 
 __all__ = ["Fetcher", "StepLoader", "SweepLoader", "ignore_signals"]
 
+
 class Fetcher(Dataset):
     """Turns picks into batches: dicts with `index`, and `weight` where weights are given.
 
@@ -124,9 +125,7 @@ class StepLoader:
     def __iter__(self) -> Iterator[Any]:
         step, done = self.progress()
         steps = range(step, step + self.length - done)
-        batches = _fetch(
-            self.fetcher, map(self.plan, steps), self.num_workers, self.pin_memory
-        )
+        batches = _fetch(self.fetcher, map(self.plan, steps), self.num_workers, self.pin_memory)
         for number, batch in zip(steps, batches, strict=True):
             self.advance()
             _seed_all(mix(self.seed, number))
@@ -198,10 +197,11 @@ def _as_dict(item: Any) -> dict[str, Any]:
         return item
     if isinstance(item, (tuple, list)) and len(item) == 2:
         return {"input": item[0], "target": item[1]}
-    raise TypeError(
+    msg = (
         f"a dataset must yield (input, target) pairs or dicts, got {type(item).__name__}"
         f"{f' of length {len(item)}' if isinstance(item, (tuple, list)) else ''}"
     )
+    raise TypeError(msg)
 
 
 def _seed_all(seed: int) -> None:

@@ -151,7 +151,8 @@ def plan(
             return {"forget": None, "retain": r[epoch * second + k - first]}
 
         return step, first + second
-    raise ValueError(
+    msg = (
         "`loader_mode` must be paired, sequential, forget, retain, single_pass, train or retrain, "
         f"got {mode!r}"
     )
+    raise ValueError(msg)

@@ -14,4 +14,5 @@ def __getattr__(name: str) -> Any:
         from erasus_pl.loading import load
 
         return load
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)

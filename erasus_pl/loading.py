@@ -28,10 +28,11 @@ def load(run_dir: str | Path, checkpoint: str = "checkpoints/last.ckpt") -> Task
     folder = Path(run_dir)
     path = folder / "config.yaml"
     if not path.is_file():
-        raise FileNotFoundError(
+        msg = (
             f"`run_dir`: {str(folder)!r} has no config.yaml; give the folder that `fit` wrote, "
             "such as runs/quickstart"
         )
+        raise FileNotFoundError(msg)
     config = yaml.safe_load(path.read_text("utf-8"))
     recipe = config.get("task") or config["model"]["init_args"].get("task") or config["model"]
     recipe.get("init_args", {}).pop("checkpoint", None)

@@ -44,10 +44,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             save_atomically(checkpoint, Path(path))
         except (OSError, RuntimeError) as error:
-            raise OSError(
+            msg = (
                 f"checkpoint {str(path)!r} was not written ({error}); the previous one is intact: "
                 "free some disk space and resume with --ckpt_path last"
-            ) from error
+            )
+            raise OSError(msg) from error
 
     def load_checkpoint(
         self, path: str | os.PathLike, map_location: Any = None, weights_only: bool | None = None
@@ -60,24 +61,26 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(
+            msg = (
                 f"`ckpt_path`: there is no checkpoint {str(path)!r}; start without --ckpt_path, or "
                 "give the path of a .ckpt file"
             )
+            raise FileNotFoundError(msg)
         try:
             content = torch.load(path, map_location=map_location or "cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            raise ValueError(
+            msg = (
                 f"`ckpt_path`: {str(path)!r} holds more than tensors and plain values and was not "
                 "loaded, since loading it could run code"
-            ) from error
+            )
+            raise ValueError(msg) from error
         except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-            raise ValueError(
-                f"`ckpt_path`: {str(path)!r} is truncated or no checkpoint; use an earlier one"
-            ) from error
+            msg = f"`ckpt_path`: {str(path)!r} is truncated or no checkpoint; use an earlier one"
+            raise ValueError(msg) from error
         if not isinstance(content, dict) or "state_dict" not in content or "loops" not in content:
-            raise ValueError(
+            msg = (
                 f"`ckpt_path`: {str(path)!r} is no checkpoint of a run and cannot be resumed; give "
                 "the weights of an original as `checkpoint` of the task instead"
             )
+            raise ValueError(msg)
         return content

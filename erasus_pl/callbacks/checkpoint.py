@@ -24,9 +24,8 @@ class RunCheckpoint(Checkpoint):
 
     def __init__(self, every_n_train_steps: int = 0, dirpath: str | None = None) -> None:
         if every_n_train_steps < 0:
-            raise ValueError(
-                f"`every_n_train_steps` must be at least 0, got {every_n_train_steps}"
-            )
+            msg = f"`every_n_train_steps` must be at least 0, got {every_n_train_steps}"
+            raise ValueError(msg)
         self.every_n_train_steps = every_n_train_steps
         self.dirpath = dirpath
         self._saved = 0

@@ -1,5 +1,7 @@
 """ResNet-18 for small images (He et al., "Deep Residual Learning", 2016, arXiv:1512.03385)."""
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 __all__ = ["ResNet18"]
@@ -21,7 +23,7 @@ class ResNet18(nn.Module):
         )
         sizes = [width, width, 2 * width, 4 * width, 8 * width]
         blocks = []
-        for stage, (before, after) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        for stage, (before, after) in enumerate(pairwise(sizes)):
             blocks += [_Block(before, after, 1 if stage == 0 else 2), _Block(after, after, 1)]
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(8 * width, outputs)

@@ -28,7 +28,8 @@ class TinyLlama(nn.Module):
     ) -> None:
         super().__init__()
         if width % (2 * heads):
-            raise ValueError(f"`width` must be a multiple of 2 × heads = {2 * heads}, got {width}")
+            msg = f"`width` must be a multiple of 2 * heads = {2 * heads}, got {width}"
+            raise ValueError(msg)
         self.size = width // heads
         self.embedding = nn.Embedding(vocabulary, width)
         self.blocks = nn.ModuleList(_Block(width, heads, dropout) for _ in range(layers))

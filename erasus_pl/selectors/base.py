@@ -44,17 +44,16 @@ class Selector(Callback):
     requires: ClassVar[tuple[str, ...]] = ()
     paper: ClassVar[dict[str, Any]] = {}
 
-    def __init__(
-        self, fraction: float | None = None, k: int | None = None, seed: int = 0
-    ) -> None:
+    def __init__(self, fraction: float | None = None, k: int | None = None, seed: int = 0) -> None:
         if (fraction is None) == (k is None):
-            raise ValueError(
-                f"give exactly one of `fraction` and `k`, got fraction={fraction} and k={k}"
-            )
+            msg = f"give exactly one of `fraction` and `k`, got fraction={fraction} and k={k}"
+            raise ValueError(msg)
         if fraction is not None and not 0 < fraction <= 1:
-            raise ValueError(f"`fraction` must be in (0, 1], got {fraction}")
+            msg = f"`fraction` must be in (0, 1], got {fraction}"
+            raise ValueError(msg)
         if k is not None and k < 1:
-            raise ValueError(f"`k` must be at least 1, got {k}")
+            msg = f"`k` must be at least 1, got {k}"
+            raise ValueError(msg)
         self.fraction = fraction
         self.k = k
         self.seed = seed
@@ -63,21 +62,24 @@ class Selector(Callback):
 
     def scores(self, strategy: Strategy, dataset: Any) -> Tensor:
         """Score every sample of the dataset, `(n,)`; the highest are kept."""
-        raise NotImplementedError(f"{type(self).__name__} must define `scores` or `select`")
+        msg = f"{type(self).__name__} must define `scores` or `select`"
+        raise NotImplementedError(msg)
 
     def select(self, strategy: Strategy, dataset: Any, k: int) -> Coreset:
         """Pick k samples: here those with the highest score; ties go to the first."""
         scores = self.scores(strategy, dataset)
         if scores.shape != (len(dataset),):
-            raise ValueError(
+            msg = (
                 f"{type(self).__name__}.scores must return one score per sample, "
                 f"({len(dataset)},), got {tuple(scores.shape)}"
             )
+            raise ValueError(msg)
         if not scores.isfinite().all():
-            raise ValueError(
+            msg = (
                 f"{type(self).__name__}: {int((~scores.isfinite()).sum())} of {len(scores)} scores "
                 "are not finite; the model has diverged on them, or its input holds NaN"
             )
+            raise ValueError(msg)
         best = scores.cpu().sort(descending=True, stable=True).indices[:k]
         return Coreset(best.sort().values)
 
@@ -89,19 +91,21 @@ class Selector(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Pick, or take up the pick of the run that is resumed, and hand it to the data."""
         if not isinstance(pl_module, Strategy):
-            raise TypeError(
+            msg = (
                 f"{type(self).__name__} selects for a Strategy, and the model is a "
                 f"{type(pl_module).__name__}; remove it from trainer.callbacks"
             )
+            raise TypeError(msg)
         data = pl_module.data
         if not self._picked:
             missing = sorted(set(self.requires) - pl_module.task.capabilities)
             if missing:
-                raise TypeError(
+                msg = (
                     f"{type(self).__name__} needs a task with {missing}, and "
                     f"{type(pl_module.task).__name__} over "
                     f"{type(pl_module.task.network).__name__} has none"
                 )
+                raise TypeError(msg)
             start = time.perf_counter()
             dataset = data.forget_set
             k = self.size(len(dataset))
@@ -131,7 +135,8 @@ class Selector(Callback):
         if self.fraction is not None:
             return max(1, round(self.fraction * n))
         if self.k is None or self.k > n:
-            raise ValueError(f"`k` must be at most the size of the forget set, {n}, got {self.k}")
+            msg = f"`k` must be at most the size of the forget set, {n}, got {self.k}"
+            raise ValueError(msg)
         return self.k
 
     def state_dict(self) -> dict[str, Any]:
@@ -147,10 +152,13 @@ class Selector(Callback):
 def _check(coreset: Coreset, k: int, n: int, name: str) -> None:
     indices = coreset.indices
     if indices.shape != (k,) or indices.unique().numel() != k:
-        raise ValueError(f"{name}.select must return {k} distinct positions, got {indices.shape}")
+        msg = f"{name}.select must return {k} distinct positions, got {indices.shape}"
+        raise ValueError(msg)
     if indices.min() < 0 or indices.max() >= n:
-        raise ValueError(f"{name}.select must return positions in [0, {n}), got {indices}")
+        msg = f"{name}.select must return positions in [0, {n}), got {indices}"
+        raise ValueError(msg)
     if coreset.weights is not None and (
         coreset.weights.shape != (k,) or not bool((coreset.weights > 0).all())
     ):
-        raise ValueError(f"{name}.select must return {k} positive weights, got {coreset.weights}")
+        msg = f"{name}.select must return {k} positive weights, got {coreset.weights}"
+        raise ValueError(msg)

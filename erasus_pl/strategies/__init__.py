@@ -8,6 +8,8 @@ from erasus_pl.strategies.base import NoEffectWarning, Strategy
 __all__ = ["NoEffectWarning", "Strategy"]
 
 for _module in pkgutil.iter_modules(__path__):
+    if _module.name.startswith("_"):
+        continue
     _found = importlib.import_module(f"{__name__}.{_module.name}")
     for _name in _found.__all__:
         _value = getattr(_found, _name)

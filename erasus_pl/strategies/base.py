@@ -40,11 +40,12 @@ class Strategy(LightningModule):
 
     def __init__(self, task: Task, optimizer: OptimizerCallable | None = None) -> None:
         super().__init__()
-        if not isinstance(task, Task):
-            raise TypeError(
+        if not isinstance(cast(object, task), Task):
+            msg = (
                 f"`task` must be a Task, got {type(task).__name__}; wrap a plain network with "
                 "Task.from_module(network)"
             )
+            raise TypeError(msg)
         self.task = task
         self.optimizer = optimizer
         self.totals: dict[str, Tensor] = {}
@@ -71,10 +72,9 @@ class Strategy(LightningModule):
         return {k: p for k, p in self.task.named_parameters() if p.requires_grad}
 
     def unlearning_losses(self, forget: Any, retain: Any) -> dict[str, Tensor]:
-        """Named scalar terms of one step; their sum is minimised. None where `loader_mode` says so."""
-        raise NotImplementedError(
-            f"{type(self).__name__} must define `unlearning_losses`, or `accumulate` and `edit`"
-        )
+        """Named scalar terms of one step, summed; a side that `loader_mode` leaves out is None."""
+        msg = f"{type(self).__name__} must define `unlearning_losses`, or `accumulate` and `edit`"
+        raise NotImplementedError(msg)
 
     def accumulate(self, forget: Any, retain: Any) -> None:
         """Take in one batch of each set; None where a set is exhausted."""
@@ -98,18 +98,20 @@ class Strategy(LightningModule):
         """Check what the strategy needs and keep the original aside, before any resume."""
         missing = sorted(set(self.requires) - self.task.capabilities)
         if missing:
-            raise TypeError(
+            msg = (
                 f"{type(self).__name__} needs a task with {missing}, and "
                 f"{type(self.task).__name__} over {type(self.task.network).__name__} has none; "
                 f"strategies that fit: {', '.join(_fitting(self.task.capabilities))}"
             )
+            raise TypeError(msg)
         if stage != "fit":
             return
         if self.one_shot and self.trainer.max_epochs != 1:
-            raise ValueError(
+            msg = (
                 f"{type(self).__name__} edits the weights once: set trainer.max_epochs: 1 "
                 f"(got {self.trainer.max_epochs})"
             )
+            raise ValueError(msg)
         lean(self.trainer)
         self._before = _checksum(self.task)
         if self.needs_original:
@@ -150,8 +152,8 @@ class Strategy(LightningModule):
         """Warn where nothing changed."""
         if _checksum(self.task) == self._before:
             warnings.warn(
-                f"{type(self).__name__} changed no weight: make its hyper-parameters less cautious, "
-                "or check that the forget set reaches it",
+                f"{type(self).__name__} changed no weight: make its hyper-parameters less "
+                "cautious, or check that the forget set reaches it",
                 NoEffectWarning,
                 stacklevel=2,
             )
@@ -172,7 +174,8 @@ class Strategy(LightningModule):
             return torch.optim.SGD([torch.zeros((), requires_grad=True)], lr=0.0)
         parameters = list(self.trainable.values())
         if not parameters:
-            raise ValueError("`task`: every parameter is frozen; set requires_grad on some")
+            msg = "`task`: every parameter is frozen; set requires_grad on some"
+            raise ValueError(msg)
         return (self.optimizer or self.default_optimizer)(parameters)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -204,7 +207,9 @@ def _checksum(task: Task) -> list[float]:
 def _fitting(capabilities: frozenset[str]) -> list[str]:
     import erasus_pl.strategies as room
 
-    classes = [c for c in vars(room).values() if isinstance(c, type) and issubclass(c, Strategy)]
+    found = (getattr(room, name) for name in room.__all__)
     return sorted(
-        c.__name__ for c in classes if c is not Strategy and set(c.requires) <= capabilities
+        c.__name__
+        for c in found
+        if issubclass(c, Strategy) and c is not Strategy and set(c.requires) <= capabilities
     )

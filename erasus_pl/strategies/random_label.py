@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from erasus_pl.strategies.base import Strategy
-from erasus_pl.tasks.base import Batch
 
 __all__ = ["RandomLabel"]
 

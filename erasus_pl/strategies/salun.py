@@ -73,9 +73,7 @@ class SalUn(Strategy):
         trainable, original = self.trainable, self.original
         for name, parameter in original.named_parameters():
             parameter.requires_grad_(name in trainable)
-        gradient = mean_gradient(
-            original, self._original_losses, self.data.forget_batches()
-        )
+        gradient = mean_gradient(original, self._original_losses, self.data.forget_batches())
         original.requires_grad_(False)
         chosen = salient_mask(gradient, self.salient).to(gradient.dtype)
         self.mask = {k: m.bool() for k, m in unflatten(chosen, trainable).items()}

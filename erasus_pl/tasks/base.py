@@ -1,4 +1,4 @@
-"""What a model is for: its network, its loss per sample, and the quantities every strategy needs."""
+"""What a model is for: its network, its loss per sample, and what every strategy needs of it."""
 
 import copy
 from collections.abc import Callable, Iterable
@@ -59,7 +59,8 @@ class Task(LightningModule):
     ) -> None:
         super().__init__()
         if epochs < 1:
-            raise ValueError(f"`epochs` must be at least 1, got {epochs}")
+            msg = f"`epochs` must be at least 1, got {epochs}"
+            raise ValueError(msg)
         self.network = network
         self.loss_fn = _per_sample(loss) if loss is not None else None
         self.optimizer = optimizer
@@ -101,7 +102,8 @@ class Task(LightningModule):
     def per_sample_loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Loss of each sample, `(B,)`."""
         if self.loss_fn is None:
-            raise TypeError(f"{type(self).__name__} has no loss: give `loss`, such as nn.MSELoss()")
+            msg = f"{type(self).__name__} has no loss: give `loss`, such as nn.MSELoss()"
+            raise TypeError(msg)
         return _rows(self.loss_fn(outputs, batch["target"]), len(batch["target"]))
 
     def loss(self, batch: Batch) -> Tensor:
@@ -118,10 +120,11 @@ class Task(LightningModule):
         self, outputs: Tensor, reference: Tensor, batch: Batch, temperature: float = 1.0
     ) -> Tensor:
         """KL(reference ‖ outputs) of each sample, `(B,)`, in nats; no T² factor."""
-        raise NotImplementedError(
+        msg = (
             f"{type(self).__name__} has no predictive distribution; use ClassificationTask, "
             "CausalLMTask, or a subclass that defines `divergence`"
         )
+        raise NotImplementedError(msg)
 
     def score(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Confidence of each sample for membership attacks, `(B,)`; here the negative loss."""
@@ -133,10 +136,11 @@ class Task(LightningModule):
 
     def random_targets(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
         """A copy of the batch with targets drawn uniformly from all classes."""
-        raise NotImplementedError(
+        msg = (
             f"{type(self).__name__} has no classes to draw from; use ClassificationTask, "
             "CausalLMTask, or a subclass that defines `random_targets`"
         )
+        raise NotImplementedError(msg)
 
     def predictions(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """What the utility metrics compare: `(predictions, targets)`."""
@@ -155,7 +159,8 @@ class Task(LightningModule):
         """
         head = self._last_linear()
         if head is None:
-            raise TypeError(f"`network` {type(self.network).__name__} has no nn.Linear layer")
+            msg = f"`network` {type(self.network).__name__} has no nn.Linear layer"
+            raise TypeError(msg)
         return head
 
     def features(self, batch: Batch) -> Tensor:
@@ -206,7 +211,10 @@ class Task(LightningModule):
             metrics.update(*self.predictions(outputs, batch))
             for name, metric in metrics.items():
                 host.log(
-                    f"{split}/{name}", metric, batch_size=size, add_dataloader_idx=False,
+                    f"{split}/{name}",
+                    metric,
+                    batch_size=size,
+                    add_dataloader_idx=False,
                     metric_attribute=f"{'task.' if host is not self else ''}utility.{split}.{name}",
                 )
 
@@ -253,8 +261,9 @@ def _per_sample(loss: Callable) -> Callable:
 
 def _rows(values: Tensor, n: int) -> Tensor:
     if values.dim() == 0 or len(values) != n:
-        raise ValueError(
+        msg = (
             f"`loss` must return one value per sample, shape ({n}, …), got {tuple(values.shape)}; "
             'use reduction="none"'
         )
+        raise ValueError(msg)
     return values if values.dim() == 1 else values.flatten(1).mean(1)

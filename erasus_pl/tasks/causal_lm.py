@@ -46,9 +46,7 @@ class CausalLMTask(Task):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits `(B, T, V)`."""
-        out = self.network(
-            input_ids=batch["input_ids"], attention_mask=batch.get("attention_mask")
-        )
+        out = self.network(input_ids=batch["input_ids"], attention_mask=batch.get("attention_mask"))
         return getattr(out, "logits", out)
 
     def per_sample_loss(self, outputs: Tensor, batch: Batch) -> Tensor:

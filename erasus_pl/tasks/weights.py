@@ -24,28 +24,28 @@ def read_weights(path: str | Path) -> Mapping[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"`checkpoint`: there is no file {str(path)!r}; give the path of a .ckpt or .pt file"
-        )
+        msg = f"`checkpoint`: there is no file {str(path)!r}; give the path of a .ckpt or .pt file"
+        raise FileNotFoundError(msg)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(
+        msg = (
             f"`checkpoint`: {str(path)!r} holds more than tensors and was not loaded, since "
             "loading it could run code; save the state dict alone: torch.save(model.state_dict())"
-        ) from error
+        )
+        raise ValueError(msg) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"`checkpoint`: {str(path)!r} is truncated or is no PyTorch file; save it again"
-        ) from error
+        msg = f"`checkpoint`: {str(path)!r} is truncated or is no PyTorch file; save it again"
+        raise ValueError(msg) from error
     if isinstance(content, Mapping) and "state_dict" in content:
         content = content["state_dict"]
     tensors = isinstance(content, Mapping) and all(isinstance(v, Tensor) for v in content.values())
     if not tensors or not content:
-        raise ValueError(
+        msg = (
             f"`checkpoint`: {str(path)!r} holds no state dict; save one with "
             "torch.save(model.state_dict(), path)"
         )
+        raise ValueError(msg)
     return content
 
 
@@ -59,23 +59,23 @@ def matching_weights(path: str | Path, network: nn.Module) -> dict[str, Tensor]:
     found = read_weights(path)
     own = network.state_dict()
     for prefix in ("", "network.", "task.network."):
-        stripped = {
-            k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)
-        }
+        stripped = {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
         if stripped.keys() == own.keys():
             break
     else:
         missing = sorted(own.keys() - found.keys())[:3]
-        raise ValueError(
+        msg = (
             f"`checkpoint`: {str(path)!r} is of another network: it lacks {missing}; give the "
             "checkpoint of this task, or the network it was trained with"
         )
+        raise ValueError(msg)
     for key, value in stripped.items():
         if value.shape != own[key].shape:
-            raise ValueError(
+            msg = (
                 f"`checkpoint`: {str(path)!r} is of another network: {key} has shape "
                 f"{tuple(value.shape)}, this network needs {tuple(own[key].shape)}"
             )
+            raise ValueError(msg)
     return stripped
 
 
@@ -91,12 +91,15 @@ def reset_parameters(module: nn.Module) -> None:
         if not list(module.children()):
             return
     elif module._parameters or module._buffers:
-        own = [k for k, v in (*module._parameters.items(), *module._buffers.items()) if v is not None]
+        own = [
+            k for k, v in (*module._parameters.items(), *module._buffers.items()) if v is not None
+        ]
         persistent = [k for k in own if k not in module._non_persistent_buffers_set]
         if persistent:
-            raise TypeError(
+            msg = (
                 f"`network`: {type(module).__name__} holds {persistent} and has no "
                 "`reset_parameters`, so it cannot be retrained from scratch; add that method"
             )
+            raise TypeError(msg)
     for child in module.children():
         reset_parameters(child)

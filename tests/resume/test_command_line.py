@@ -1,4 +1,4 @@
-"""`--resume` after a kill ends in the weights, curves, coreset and report of an uninterrupted run."""
+"""`--resume` after a kill ends in the weights, curves and report of an uninterrupted run."""
 
 import csv
 import json

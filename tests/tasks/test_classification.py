@@ -48,7 +48,9 @@ def test_weighted_loss_is_the_weighted_mean():
     task, batch = _task(), _batch()
     weight = torch.rand(7) + 0.1
     losses = task.per_sample_loss(task(batch), batch)
-    assert torch.allclose(task.loss({**batch, "weight": weight}), (losses * weight).sum() / weight.sum())
+    assert torch.allclose(
+        task.loss({**batch, "weight": weight}), (losses * weight).sum() / weight.sum()
+    )
     assert torch.allclose(task.loss(batch), losses.mean())
 
 
@@ -68,7 +70,11 @@ def test_features_are_the_input_of_the_head():
 
 @pytest.mark.parametrize(
     ("network", "shape"),
-    [(MLP(4, (5,), 3), (2, 4)), (ConvNet(1, 3, 4), (2, 1, 8, 8)), (ResNet18(3, 3, 4), (2, 3, 16, 16))],
+    [
+        (MLP(4, (5,), 3), (2, 4)),
+        (ConvNet(1, 3, 4), (2, 1, 8, 8)),
+        (ResNet18(3, 3, 4), (2, 3, 16, 16)),
+    ],
 )
 def test_reset_draws_every_weight_anew(network, shape):
     task = ClassificationTask(network)
