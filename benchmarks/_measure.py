@@ -1,14 +1,17 @@
 """What every script here stands on: clocks, medians and their spread, the last line of JSON."""
 
 import argparse
+import contextlib
 import json
 import math
 import os
+import pty
 import resource
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,9 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # measure this checkout, installed or not
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-__all__ = ["ROOT", "Target", "children", "clock", "interleave", "options", "report", "summary"]
+__all__ = [
+    "ROOT", "Target", "children", "clock", "interleave", "options", "report", "summary", "terminal",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,31 @@ def interleave(
             taken[name]["cpu"].append(cpu)
             taken[name]["wall"].append(wall)
     return taken
+
+
+@contextlib.contextmanager
+def terminal() -> Iterator[None]:
+    """Standard output and error on a pseudo-terminal that another process empties."""
+    master, slave = pty.openpty()
+    reader = subprocess.Popen(
+        ["cat"], stdin=master, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    os.close(master)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    os.dup2(slave, 1)
+    os.dup2(slave, 2)
+    os.close(slave)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for fd, old in zip((1, 2), kept, strict=True):
+            os.dup2(old, fd)
+            os.close(old)
+        reader.wait()
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:

@@ -15,11 +15,7 @@ Timed is the steady state within an epoch. What a fit costs once, before its fir
 its last, is reported apart.
 """
 
-import contextlib
 import dataclasses
-import os
-import pty
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,7 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from _measure import Target, clock, options, report, summary
+from _measure import Target, clock, options, report, summary, terminal
 
 area = "foundation"
 name = "overhead"
@@ -85,7 +81,7 @@ def order(case: Case, stream: int) -> Any:
     """The order in which a set is walked the first time; 1 is the retain set, 2 the forget set."""
     import torch
 
-    from datamodules.loaders import mix
+    from datamodules.order import mix
 
     generator = torch.Generator().manual_seed(mix(mix(0, stream), 0))
     return torch.randperm(case.batch * case.steps, generator=generator)
@@ -215,31 +211,6 @@ def stock(case: Case, folder: Path) -> dict[str, Any]:
         **case.trainer,
     ).fit(module, DataLoader(data, case.batch, shuffle=True))  # fmt: skip
     return module.network.state_dict()
-
-
-@contextlib.contextmanager
-def terminal() -> Iterator[None]:
-    """Standard output and error on a pseudo-terminal that another process empties."""
-    master, slave = pty.openpty()
-    reader = subprocess.Popen(
-        ["cat"], stdin=master, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    os.close(master)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = os.dup(1), os.dup(2)
-    os.dup2(slave, 1)
-    os.dup2(slave, 2)
-    os.close(slave)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for fd, old in zip((1, 2), kept, strict=True):
-            os.dup2(old, fd)
-            os.close(old)
-        reader.wait()
 
 
 def race(

@@ -37,25 +37,16 @@ _HOOKS = (
     "on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward",
     "on_before_optimizer_step", "on_train_batch_end",
 )  # fmt: skip
-_STOCK_REFRESHES = 100
-_REFRESHES = 5
+_DRAWN_PER_SECOND = 10
 
 
 def install(trainer: Trainer) -> None:
-    """Give a trainer the lean loop in place of the stock one; a loop of one's own is left alone.
-
-    Lightning's bar draws itself a hundred times a second, which keeps a third of a core busy; one
-    that was not told otherwise is slowed to five.
-    """
+    """Give a trainer the lean loop in place of the stock one; a loop of one's own is left alone."""
     stock = trainer.fit_loop.epoch_loop
     if type(stock) is _TrainingEpochLoop:
         lean = LeanEpochLoop(trainer, stock.min_steps, stock.max_steps)
         lean.__dict__.update(vars(stock), _results=_Results(training=True))
         trainer.fit_loop.epoch_loop = lean
-    callbacks: list[Callback] = vars(trainer)["callbacks"]
-    for callback in callbacks:
-        if type(callback) is RichProgressBar and callback.refresh_rate == _STOCK_REFRESHES:
-            callback._refresh_rate = _REFRESHES
 
 
 class LeanEpochLoop(_TrainingEpochLoop):
@@ -158,7 +149,7 @@ class _Step:
             and not trainer.should_stop
             and trainer.check_val_every_n_epoch is not None
             and trainer._val_check_time_interval is None
-            and every is not None
+            and isinstance(every, int)
             and self.progress.current.ready % every != 0
         )
 
@@ -231,7 +222,7 @@ class _Step:
 
 
 class _Paced:
-    """Tells a progress bar of a step as often as it is drawn, and of the last one."""
+    """Tells one of Lightning's progress bars of a step ten times a second, and of the last one."""
 
     def __init__(self, hook: _Hook, loop: LeanEpochLoop) -> None:
         self.hook, self.loop, self.due = hook, loop, 0.0
@@ -244,7 +235,7 @@ class _Paced:
             or loop.trainer.should_stop
             or loop.global_step == loop.max_steps
         ):
-            self.due = now + 1 / _REFRESHES
+            self.due = now + 1 / _DRAWN_PER_SECOND
             self.hook(*arguments)
 
 
