@@ -16,6 +16,7 @@ from erasus_pl import __version__, cli
 from erasus_pl.__main__ import VERBS, main
 from erasus_pl._console import Progress
 from erasus_pl.cli import ErasusCLI
+from erasus_pl.tasks import Task
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -306,3 +307,19 @@ def test_validation_table_fits_a_narrow_terminal(finished, run, monkeypatch):
     lines = run("validate", *SAVED).splitlines()
     assert any(line.startswith("holdout") for line in lines)
     assert max(map(len, lines)) <= 40
+
+
+@pytest.mark.parametrize(
+    ("width", "given", "threads"), [(8, None, 1), (8, "3", 2), (100_000, None, 2)]
+)
+def test_a_small_network_is_computed_on_one_thread(width, given, threads, monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    torch.set_num_threads(2)
+    try:
+        cli._spare_threads(Task.from_module(torch.nn.Linear(4, width)))
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
