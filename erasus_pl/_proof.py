@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules import UnlearningDataModule
 from erasus_pl import __version__
@@ -49,7 +50,7 @@ class EvidenceOptions:
 
 
 class Proof:
-    """The original, the gold and the report of one run.
+    """The original, the gold and the report of one run; all made by one process on one device.
 
     Args:
         settings: the resolved configuration of the verb.
@@ -70,12 +71,9 @@ class Proof:
         self.data = data
         self.bar = bar
         self.seconds: dict[str, float] = {}
-        names = ("accelerator", "strategy", "devices", "num_nodes", "precision")
+        names = ("accelerator", "precision", "enable_progress_bar")
         trainer = {name: settings.trainer[name] for name in names}
-        trainer["enable_progress_bar"] = settings.trainer.enable_progress_bar
-        if not isinstance(trainer["strategy"], str):
-            trainer.pop("strategy")
-        self.kept = Kept(settings.evidence.cache, trainer)
+        self.kept = Kept(settings.evidence.cache, {**trainer, "devices": 1})
         recipe = settings.get("task") or settings.model.init_args.get("task")
         given = _plain(settings.data.as_dict())["init_args"]
         self.parts = {
@@ -128,6 +126,8 @@ class Proof:
         from erasus_pl.evaluation.compare import compare
         from erasus_pl.evaluation.terminal import show
 
+        if getattr(rank_zero_only, "rank", 0) != 0:
+            return
         self.model.eval()
         gold = self.gold()
         self.seconds["unlearned"] = recorder.seconds

@@ -93,7 +93,7 @@ def compare(
         measures=measure(found),
         verdict=verdict(found, random_draw=isinstance(data.request, ForgetRandom)),
         curves=dict(curves or {}),
-        notes=list(notes or []),
+        notes=[f"The holdout set is {data.manifest.holdout}.", *(notes or [])],
     )
 
 

@@ -6,7 +6,6 @@ Both are kept in a folder under a hash of what they depend on, and read back whe
 import copy
 import hashlib
 import json
-import os
 import pickle
 import time
 from collections.abc import Mapping
@@ -134,8 +133,7 @@ class Kept:
             seconds = train_task(model, data, on, seed, self.trainer)
             model.cpu()
             state = {"state_dict": model.network.state_dict(), "seconds": seconds, "seed": seed}
-            if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-                save_atomically(state, path)
+            save_atomically(state, path)
         return model.eval(), seconds, found
 
 
