@@ -32,6 +32,8 @@ _WARNED = (
     r"LightningCLI's args parameter",
     r"Detected pickle protocol",
     r"Experiment logs directory .* exists and is not empty",
+    r"Total length of `SweepLoader` across ranks is zero",
+    r"You're resuming from a checkpoint that ended before the epoch ended",
 )
 _PER_SECOND = 10
 

@@ -21,7 +21,7 @@ class ForgetIndices(ForgetRequest):
     """Forget the samples at the given positions, counted from 0.
 
     Args:
-        indices: The positions.
+        indices: The positions; thousands of them belong in a file, which YAML reads far faster.
         path: A file of positions instead, read when the request is resolved: ``.txt`` (numbers
             apart by spaces, commas or lines; ``#`` starts a comment), ``.csv`` (one column, or
             one headed ``index``), ``.json`` (a list) or ``.npy`` (an integer array).
