@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +52,15 @@ class Scale:
     trace: Trace
     retention: Retention
     limit: float | None
+
+    @property
+    def fault(self) -> Literal["memory", "distance"] | None:
+        """What the model fails by; None where it fails by nothing, or the scale cannot decide."""
+        if self.limit is None:
+            return None
+        if self.retention.memory[0] > self.limit:
+            return "memory"
+        return "distance" if self.retention.distance[0] >= 1 else None
 
 
 def scales(

@@ -113,9 +113,9 @@ def _against_retrained(
             f"{100 * scale.limit:.0f} % is accepted. The squared distance to such models is "
             f"{_share(distance)} of the original's; it must stay below 100 %."
         )
-        if memory[0] > scale.limit:
+        if scale.fault == "memory":
             retained.append(memory[0])
-        elif distance[0] >= 1:
+        elif scale.fault == "distance":
             strange.append(distance[0])
     if retained:
         headline = (
