@@ -125,6 +125,58 @@ def test_start_up_stops_where_a_command_fails(load):
         module.start(["-m", "erasus_pl", "bogus"])()
 
 
+def test_verdict_errors(load, monkeypatch, capsys):
+    module = load("verdict_errors")
+    requests = ("class 1", "mislabelled 5 %", "few, noise")
+    tiny = module.Setting((((16,), 8, 1e-2, 1),), requests, originals=2, retrained=3)
+    monkeypatch.setattr(module, "QUICK", tiny)
+    monkeypatch.setattr(module, "CHECKED", 2)
+    status = module.main(["--quick"])
+    line = _last_line(capsys)
+    _check(line, module)
+    assert status == (0 if line["ok"] else 1)
+    figures = line["figures"]
+    assert figures["combinations"] == 3 * 2 * 3
+    assert figures["class_conclusive"] == 1
+    assert figures["original_judged"] == figures["conclusive"] == figures["retrained_judged"]
+    assert figures["checked_with_verdict"] > 0
+    assert figures["differs_from_verdict"] == 0
+    assert figures["weaker_asked"] == 2 * (2 + 3)
+
+
+def test_verdict_errors_counts_what_is_wrong(load, monkeypatch):
+    module, models = load("verdict_errors"), load("_study")
+    monkeypatch.setattr(module, "CHECKED", 1)
+    network = models.Network((16,), 8, 1e-2, 1)
+    found = models.train_for("class 1", network, (2, 3), {})
+    right = module.judge(found, random_draw=False)
+    assert right["other wrong"] == right["retrained wrong"] == 0
+    whole, without = found.originals[1], found.retrained[2]
+    found.originals[1], found.retrained[2] = without, whole
+    wrong = module.judge(found, random_draw=False)
+    assert wrong["other wrong"] > 0
+    assert wrong["retrained wrong"] > 0
+    assert wrong["differs"] == 0
+
+
+def test_the_study_splits_as_it_says(load):
+    study = load("_study")
+    for requests, _ in study.REGIMES.values():
+        for request in requests:
+            parts = study.split(request, seed=3)
+            sizes = {k: len(y) for k, (_, y) in parts.items()}
+            trained = study.FEW if request.startswith("few") else study.TRAINED
+            assert sizes["forget"] + sizes["retain"] == trained, request
+            assert sizes["test"] + sizes["holdout"] == 600, request
+            assert min(sizes.values()) >= 8, (request, sizes)
+            if request.startswith("class"):
+                label = int(request[-1])
+                assert (parts["forget"][1] == label).all()
+                assert (parts["holdout"][1] == label).all()
+                assert (parts["retain"][1] != label).all()
+                assert (parts["test"][1] != label).all()
+
+
 def test_summary_and_targets(load):
     measure = load("_measure")
     assert measure.summary([4.0, 1.0, 2.0, 3.0, 5.0]) == {
