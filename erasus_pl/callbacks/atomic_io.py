@@ -1,13 +1,14 @@
 """Checkpoints that are either whole or not there, and that never run code when read."""
 
 import os
-import pickle
 import secrets
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+
+from erasus_pl.tasks.weights import load_safely
 
 __all__ = ["AtomicCheckpointIO", "save_atomically"]
 
@@ -60,23 +61,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ValueError: it is truncated, no checkpoint, or could run code.
         """
         path = Path(path)
-        if not path.is_file():
-            msg = (
-                f"`ckpt_path`: there is no checkpoint {str(path)!r}; start without --ckpt_path, or "
-                "give the path of a .ckpt file"
-            )
-            raise FileNotFoundError(msg)
-        try:
-            content = torch.load(path, map_location=map_location or "cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            msg = (
-                f"`ckpt_path`: {str(path)!r} holds more than tensors and plain values and was not "
-                "loaded, since loading it could run code"
-            )
-            raise ValueError(msg) from error
-        except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-            msg = f"`ckpt_path`: {str(path)!r} is truncated or no checkpoint; use an earlier one"
-            raise ValueError(msg) from error
+        content = load_safely(path, "ckpt_path", "use an earlier checkpoint", map_location)
         if not isinstance(content, dict) or "state_dict" not in content or "loops" not in content:
             msg = (
                 f"`ckpt_path`: {str(path)!r} is no checkpoint of a run and cannot be resumed; give "

@@ -6,18 +6,17 @@ Both are kept in a folder under a hash of what they depend on, and read back whe
 import copy
 import hashlib
 import json
-import pickle
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-import torch
 
 from erasus_pl.callbacks.atomic_io import save_atomically
 from erasus_pl.strategies.retrain import reset_trainable
 from erasus_pl.tasks.base import Task
+from erasus_pl.tasks.weights import load_safely
 
 __all__ = ["Kept", "cache_key", "retrain", "train_task"]
 
@@ -138,13 +137,11 @@ class Kept:
 
 
 def _read(path: Path, model: Task) -> float:
+    remedy = "delete it to train that model again"
+    content = load_safely(path, "evidence.cache", remedy)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
         model.network.load_state_dict(content["state_dict"])
         return float(content["seconds"])
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
-        msg = (
-            f"{str(path)!r} is damaged or no kept model, and was not loaded; delete it to train "
-            "that model again"
-        )
+    except (RuntimeError, KeyError, TypeError) as error:
+        msg = f"`evidence.cache`: {str(path)!r} is no kept model of this network; {remedy}"
         raise ValueError(msg) from error

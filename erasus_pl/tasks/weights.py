@@ -3,11 +3,46 @@
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["matching_weights", "read_weights", "reset_parameters"]
+__all__ = ["load_safely", "matching_weights", "read_weights", "reset_parameters"]
+
+_BEGINNINGS = (b"PK", b"\x80")  # of what torch.save writes, now and before it wrote archives
+
+
+def load_safely(path: Path, field: str, remedy: str, map_location: Any = None) -> Any:
+    """`torch.load` with `weights_only=True`, and one line on what is wrong.
+
+    Args:
+        path: the file.
+        field: the option that named it.
+        remedy: what to do if it cannot be used.
+        map_location: device of the tensors; the CPU by default.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, of another kind, or could run code.
+    """
+    if not path.is_file():
+        msg = f"`{field}`: there is no file {str(path)!r}; give the path of a .ckpt or .pt file"
+        raise FileNotFoundError(msg)
+    damaged = f"`{field}`: {str(path)!r} is truncated or no checkpoint; {remedy}"
+    with path.open("rb") as file:
+        if not file.read(2).startswith(_BEGINNINGS):
+            raise ValueError(damaged)
+    try:
+        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        msg = (
+            f"`{field}`: {str(path)!r} holds more than tensors and plain values and was not "
+            f"loaded, since loading it could run code; {remedy}"
+        )
+        raise ValueError(msg) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise ValueError(damaged) from error
 
 
 def read_weights(path: str | Path) -> Mapping[str, Tensor]:
@@ -22,21 +57,8 @@ def read_weights(path: str | Path) -> Mapping[str, Tensor]:
         FileNotFoundError: there is no such file.
         ValueError: the file is truncated, not a checkpoint, or holds more than tensors.
     """
-    path = Path(path)
-    if not path.is_file():
-        msg = f"`checkpoint`: there is no file {str(path)!r}; give the path of a .ckpt or .pt file"
-        raise FileNotFoundError(msg)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        msg = (
-            f"`checkpoint`: {str(path)!r} holds more than tensors and was not loaded, since "
-            "loading it could run code; save the state dict alone: torch.save(model.state_dict())"
-        )
-        raise ValueError(msg) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        msg = f"`checkpoint`: {str(path)!r} is truncated or is no PyTorch file; save it again"
-        raise ValueError(msg) from error
+    remedy = "save the state dict alone: torch.save(model.state_dict(), path)"
+    content = load_safely(Path(path), "checkpoint", remedy)
     if isinstance(content, Mapping) and "state_dict" in content:
         content = content["state_dict"]
     tensors = isinstance(content, Mapping) and all(isinstance(v, Tensor) for v in content.values())

@@ -77,7 +77,7 @@ def test_hostile_pickle_is_refused_and_does_not_run(tmp_path):
     ("content", "message"),
     [
         (b"", "truncated or no checkpoint"),
-        (b"no checkpoint at all", "truncated or no checkpoint|could run code"),
+        (b"no checkpoint at all", "truncated or no checkpoint"),
         (pickle.dumps({"state_dict": {}}), "cannot be resumed|truncated|could run code"),
     ],
 )
@@ -98,7 +98,7 @@ def test_truncated_checkpoint(tmp_path):
 
 
 def test_missing_checkpoint_and_plain_weights(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
+    with pytest.raises(FileNotFoundError, match="there is no file"):
         AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")
     save_atomically({"w": torch.ones(1)}, tmp_path / "weights.pt")
     with pytest.raises(ValueError, match="is no checkpoint of a run"):

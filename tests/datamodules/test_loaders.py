@@ -14,6 +14,8 @@ from torch.utils.data import Dataset
 from datamodules.loaders import Fetcher, StepLoader, SweepLoader, ignore_signals
 from datamodules.order import Cycle, Pick, mix
 
+pytestmark = pytest.mark.smoke
+
 SIZES = {"n": st.integers(1, 50), "batch": st.integers(1, 12), "world": st.integers(1, 4)}
 
 

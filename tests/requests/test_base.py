@@ -19,6 +19,8 @@ from erasus_pl.requests import (
     ForgetTimeWindow,
 )
 
+pytestmark = pytest.mark.smoke
+
 COLUMNS = {
     "target": np.array([0, 1, 2, 0, 1, 2]),
     "user": np.array(["ann", "bob", "ann", "cid", "bob", "dan"]),

@@ -15,6 +15,8 @@ from erasus_pl.strategies.neg_grad_plus import neg_grad_plus_terms
 from erasus_pl.strategies.retrain import reset_trainable
 from erasus_pl.tasks import ClassificationTask
 
+pytestmark = pytest.mark.smoke
+
 
 class Seen(Callback):
     """Which samples the steps were given."""

@@ -8,6 +8,8 @@ from erasus_pl.networks import TinyLlama
 from erasus_pl.tasks import CausalLMTask
 from erasus_pl.tasks.causal_lm import IGNORE
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.fixture
 def task():

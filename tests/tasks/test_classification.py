@@ -12,6 +12,8 @@ from erasus_pl.networks import MLP, ConvNet, ResNet18
 from erasus_pl.tasks import ClassificationTask, Task
 from erasus_pl.tasks.classification import logit_scaled
 
+pytestmark = pytest.mark.smoke
+
 
 def _batch(n=7):
     return {"input": torch.randn(n, 4), "target": torch.arange(n) % 3, "index": torch.arange(n)}
