@@ -207,10 +207,13 @@ def _gaps(evidence: Evidence) -> Plot | None:
     axes.grid(visible=False, axis="y")
     figure.legend(loc="outside upper left", ncols=3, handlelength=1.2, columnspacing=1.2)
     if "unlearned" in distances and np.isfinite(distances["unlearned"]).any():
-        worst = int(np.nanargmax(distances["unlearned"]))
-        title = f"Farthest from the retrained model: {[*readings][worst]}, "
-        at_worst = {key: float(values[worst]) for key, values in distances.items()}
-        title += _each(at_worst, "{:.1f} points".format)
+        worst = [
+            f"{np.nanmax(distances[key]):.1f} points {when} "
+            f"({[*readings][int(np.nanargmax(distances[key]))]})"
+            for key, when in (("original", "before"), ("unlearned", "after"))
+            if np.isfinite(distances.get(key, np.nan)).any()
+        ]
+        title = "Largest gap to the retrained model: " + ", ".join(worst)
     else:
         title = "How far the original lies from the retrained model"
     caption = (

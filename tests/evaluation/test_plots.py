@@ -80,7 +80,8 @@ def test_the_title_names_the_largest_gap(make_evidence):
         }
         evidence.models[key].scores = {}
     expected = (
-        "Farthest from the retrained model: test accuracy, 0.0 points before, 40.0 points after"
+        "Largest gap to the retrained model: 50.0 points before (forget accuracy), "
+        "40.0 points after (test accuracy)"
     )
     assert draw_all(evidence)[0].title == expected
 
