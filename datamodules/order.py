@@ -46,7 +46,8 @@ class Cycle:
         whole_passes: end every pass with a short batch, instead of filling it from the next pass;
             a single sample that is left over joins the batch before, since a batch norm
             cannot train on one.
-        shuffle: or keep the given order.
+        shuffle: or keep the given order; then a process gets an empty batch where fewer samples
+            than processes are left, in place of one that another process has.
         rank: of this process, among `world`; a global batch is dealt out among them.
         world: number of processes.
     """
@@ -92,7 +93,8 @@ class Cycle:
             positions = torch.cat([self._pass(c)[a:b] for c, a, b in parts])
             cycles = torch.cat([torch.full((b - a,), c) for c, a, b in parts])
         if self.world > 1:
-            mine = slice(self.rank, None, self.world) if len(positions) > self.rank else slice(1)
+            none_left = self.shuffle and len(positions) <= self.rank
+            mine = slice(1) if none_left else slice(self.rank, None, self.world)
             positions, cycles = positions[mine], cycles[mine]
         return Pick(positions, cycles)
 
@@ -132,10 +134,7 @@ def plan(
         return lambda t: {mode: only[t], other: None}, len(only)
     if mode == "single_pass":
         f, r = walk("forget", True, False), walk("retain", True, False)
-        return lambda t: {
-            "forget": f[t] if t < len(f) else None,
-            "retain": r[t] if t < len(r) else None,
-        }, max(len(f), len(r))
+        return lambda t: {"forget": _left(f, t), "retain": _left(r, t)}, max(len(f), len(r))
     r = walk("retain", not by_forget)
     if mode == "paired":
         f = walk("forget", by_forget)
@@ -156,3 +155,8 @@ def plan(
         f"got {mode!r}"
     )
     raise ValueError(msg)
+
+
+def _left(walk: Cycle, t: int) -> Pick | None:
+    pick = walk[t] if t < len(walk) else None
+    return pick if pick is not None and len(pick.positions) else None

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
 from datamodules.loaders import Fetcher, StepLoader, SweepLoader, ignore_signals
-from datamodules.order import Cycle, Pick, mix
+from datamodules.order import Cycle, Pick, mix, plan
 
 pytestmark = pytest.mark.smoke
 
@@ -78,6 +78,32 @@ def test_ranks_deal_out_the_batch_of_one_process(n, batch, world, whole):
         assert set(dealt.tolist()) == set(alone[i].positions.tolist())
         if len(alone[i].positions) >= world:
             assert sorted(dealt.tolist()) == sorted(alone[i].positions.tolist())
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    forget=st.integers(1, 20),
+    retain=st.integers(1, 40),
+    batch=st.integers(1, 6),
+    world=st.integers(1, 4),
+)
+def test_a_single_pass_gives_each_sample_to_one_process(forget, retain, batch, world):
+    sets = {"forget": torch.arange(forget), "retain": torch.arange(100, 100 + retain)}
+    seen = {"forget": [], "retain": []}
+    for rank in range(world):
+
+        def walk(name, whole, shuffle, rank=rank):
+            return Cycle(sets[name], batch, 7, whole, shuffle, rank, world)
+
+        picks, length = plan("single_pass", walk, True)
+        for step in map(picks, range(length)):
+            for name, pick in step.items():
+                if pick is not None:
+                    assert len(pick.positions)
+                    seen[name] += pick.positions.tolist()
+    assert {name: sorted(found) for name, found in seen.items()} == {
+        name: positions.tolist() for name, positions in sets.items()
+    }
 
 
 @settings(deadline=None, max_examples=60)
