@@ -230,6 +230,13 @@ class UnlearningDataModule(LightningDataModule):
             seed = mix(self.seed, list(positions).index(name))
             return Cycle(positions[name], size, seed, whole_passes, shuffle, rank, world)
 
+        fewest = min(len(forget), len(self.retain_set))
+        if mode == "single_pass" and fewest < world:
+            msg = (
+                f"`trainer.devices`: {world} processes cannot share {fewest} samples in one pass; "
+                "use fewer processes"
+            )
+            raise ValueError(msg)
         return plan(mode, walk, self.epoch == "forget")
 
     def _mode(self) -> str:
