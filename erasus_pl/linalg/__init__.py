@@ -5,6 +5,7 @@ task that is ``lambda batch: task.per_sample_loss(task(batch), batch)``.
 """
 
 from erasus_pl.linalg.cg import CurvatureError, Solution, conjugate_gradient
+from erasus_pl.linalg.dampening import dampen, pooled_importance
 from erasus_pl.linalg.fisher import diagonal_fisher
 from erasus_pl.linalg.hvp import (
     gauss_newton_vector_product,
@@ -24,6 +25,7 @@ __all__ = [
     "PerSampleGradients",
     "Solution",
     "conjugate_gradient",
+    "dampen",
     "diagonal_fisher",
     "flatten",
     "gauss_newton_vector_product",
@@ -32,6 +34,7 @@ __all__ = [
     "hessian_vector_product",
     "mean_gradient",
     "per_sample_gradients",
+    "pooled_importance",
     "trainable_parameters",
     "unflatten",
 ]

@@ -87,6 +87,17 @@ class Outer:
             total += product.square().sum(0)
         return total.reshape(shape)
 
+    def magnitudes(self, shape: torch.Size) -> Tensor:
+        samples, blocks, steps, p = self.inputs.shape
+        q = self.outputs.shape[-1]
+        if steps == 1:
+            a, g = self.inputs.abs(), self.outputs.abs()
+            return torch.einsum("bktq,bktp->kqp", g, a).reshape(shape)
+        total = self.inputs.new_zeros(blocks, q, p)
+        for span in _spans(samples, blocks * p * q):
+            total += (self.outputs[span].transpose(-1, -2) @ self.inputs[span]).abs().sum(0)
+        return total.reshape(shape)
+
 
 @dataclass(frozen=True)
 class Lookup:
@@ -142,6 +153,10 @@ class Lookup:
         _, rows, values = self._summed()
         return self.values.new_zeros(shape).index_add_(0, rows, values.square())
 
+    def magnitudes(self, shape: torch.Size) -> Tensor:
+        _, rows, values = self._summed()
+        return self.values.new_zeros(shape).index_add_(0, rows, values.abs())
+
 
 @dataclass(frozen=True)
 class Dense:
@@ -167,6 +182,9 @@ class Dense:
 
     def squares(self, shape: torch.Size) -> Tensor:
         return self.make().square().sum(0).reshape(shape)
+
+    def magnitudes(self, shape: torch.Size) -> Tensor:
+        return self.make().abs().sum(0).reshape(shape)
 
 
 class ParameterGradient:
@@ -216,6 +234,13 @@ class ParameterGradient:
             return next(iter(self.parts.values())).squares(self.shape)
         spans = _spans(self.samples, self.shape.numel())
         return torch.stack([self.dense(span).square().sum(0) for span in spans]).sum(0)
+
+    def magnitudes(self) -> Tensor:
+        """The sum over samples of the gradient's absolute value, in the parameter's shape."""
+        if len(self.parts) == 1:
+            return next(iter(self.parts.values())).magnitudes(self.shape)
+        spans = _spans(self.samples, self.shape.numel())
+        return torch.stack([self.dense(span).abs().sum(0) for span in spans]).sum(0)
 
 
 def _cross(outer: Outer, lookup: Lookup) -> Tensor:

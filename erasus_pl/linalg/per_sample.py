@@ -121,6 +121,18 @@ class PerSampleGradients:
                     total[name] += gradient.square().sum(0)
         return total
 
+    def magnitudes(self, batch: Any) -> dict[str, Tensor]:
+        """The sum over samples of the gradient's absolute value, per parameter, by name."""
+        total = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
+        if (groups := self._ghost(batch)) is not None:
+            for name, group in groups.items():
+                total[name] += group.magnitudes()
+        else:
+            for part in self._formed(batch):
+                for name, gradient in part.items():
+                    total[name] += gradient.abs().sum(0)
+        return total
+
     def _total(self, terms: list[Tensor], batch: Any) -> Tensor:
         if not terms:
             return next(iter(self.parameters.values())).new_zeros(batch_size(batch))

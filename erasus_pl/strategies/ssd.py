@@ -14,32 +14,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from erasus_pl.linalg import PerSampleGradients
+from erasus_pl.linalg import PerSampleGradients, dampen, pooled_importance
 from erasus_pl.strategies.base import NoEffectWarning, Strategy
 from erasus_pl.tasks.base import Batch, OptimizerCallable, Task
 
-__all__ = ["SSD", "dampen", "pooled_importance"]
-
-
-def dampen(
-    weights: Tensor, importance: Tensor, forget_importance: Tensor, alpha: float, lam: float
-) -> Tensor:
-    """Weights after dampening (arXiv:2308.07707, selection and dampening).
-
-    Args:
-        weights: θ, any shape.
-        importance: I_D, of θ's shape.
-        forget_importance: I_Df, of θ's shape.
-        alpha: α, how many times more important to D_f than to D a dampened weight is.
-        lam: λ, scales what is left of it.
-    """
-    beta = (lam * importance / forget_importance).clamp(max=1)
-    return torch.where(forget_importance > alpha * importance, beta * weights, weights)
-
-
-def pooled_importance(forget: Tensor, retain: Tensor, n_forget: int, n_retain: int) -> Tensor:
-    """I_D, the mean over D, from the means over its two parts of `n_forget` and `n_retain`."""
-    return (n_forget * forget + n_retain * retain) / (n_forget + n_retain)
+__all__ = ["SSD"]
 
 
 class SSD(Strategy):

@@ -222,6 +222,7 @@ def check(network, batch, method, expected_method=None):
     torch.testing.assert_close(found.norms(batch), truth.norm(dim=1))
     torch.testing.assert_close(found.dots(batch, vector), truth @ vector)
     torch.testing.assert_close(flatten(found.squares(batch)), truth.square().sum(0))
+    torch.testing.assert_close(flatten(found.magnitudes(batch)), truth.abs().sum(0))
     gradients = found.gradients(batch)
     torch.testing.assert_close(torch.cat([g.flatten(1) for g in gradients.values()], 1), truth)
     assert found.method == (expected_method or method)

@@ -25,7 +25,7 @@ STRATEGIES = {
     if isinstance(c, type) and issubclass(c, Strategy) and c is not Strategy
 }  # fmt: skip
 # What a strategy needs beside its defaults to do something on forty samples.
-SETTINGS = {"SSD": {"alpha": 1.0}}
+SETTINGS = {"LFSSD": {"alpha": 1.0}, "SSD": {"alpha": 1.0}}
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The dirpath has changed",

@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 
+from erasus_pl.linalg import dampen, pooled_importance
 from erasus_pl.selectors import Selector
 from erasus_pl.selectors.base import Coreset
 from erasus_pl.strategies import SSD, NoEffectWarning
-from erasus_pl.strategies.ssd import dampen, pooled_importance
 
 
 def test_dampen_by_hand():
