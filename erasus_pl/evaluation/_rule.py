@@ -26,8 +26,8 @@ __all__ = ["GOLDS", "NEEDED_SHARED", "NEEDED_SUPPORT", "Scale", "scales", "value
 Array = npt.NDArray[np.float64]
 
 GOLDS = ("retrained", "retrained_2")
-NEEDED_SHARED = 0.1
-NEEDED_SUPPORT = {"confidence": 8.0, "answers": 20.0}
+NEEDED_SHARED = 0.08
+NEEDED_SUPPORT = {"confidence": 8.0, "answers": 20.0, "random draw": 16.0}
 _BASE = {"confidence": 0.2, "answers": 0.1}
 _SLOPE = {"confidence": 3.0, "answers": 4.0}
 _DRAW_NOISE = 0.15
@@ -125,7 +125,7 @@ def _draw_decides(models: Mapping[str, ModelRecord], carried: Trace) -> bool:
     keys = ("original", *GOLDS)
     if (
         carried.noise > _DRAW_NOISE
-        or carried.support < NEEDED_SUPPORT["confidence"]
+        or carried.support < NEEDED_SUPPORT["random draw"]
         or any(models[key].scores.get("holdout", np.empty(0)).size == 0 for key in keys)
     ):
         return False

@@ -10,14 +10,14 @@ so that no unlearned model can talk its way into "inconclusive". Confidence deci
 samples carry the difference between original and retrained models, and one of two things holds:
 
 * *Wide gap.* Even if every forgotten sample shared one seed noise, retained memory of a retrained
-  model would scatter by no more than 0.1 (``Trace.shared``). A forgotten class passes; so do
+  model would scatter by no more than 0.08 (``Trace.shared``). A forgotten class passes; so do
   mislabelled samples that were memorised.
 * *Random draw.* The caller knows that the forget set was drawn at random (``random_draw=True``), so
   that its samples are as independent as the holdout's and their noise averages out. Then it is
-  enough that noise is at most 0.15 of the gap, the gap on holdout at most 0.25 of it, and neither
-  retrained model tells forget from holdout (Kolmogorov-Smirnov, 5 %), which would contradict a
-  random draw. Data alone cannot establish one: 40 near duplicates can look like it, and their
-  noise is one coin.
+  enough that at least 16 samples carry the difference, noise is at most 0.15 of the gap, the gap on
+  holdout at most 0.25 of it, and neither retrained model tells forget from holdout
+  (Kolmogorov-Smirnov, 5 %), which would contradict a random draw. Data alone cannot establish one:
+  40 near duplicates can look like it, and their noise is one coin.
 
 Answers are coarse: they never decide alone, and join in with a wide gap on at least 20 samples.
 
@@ -242,7 +242,8 @@ def _why_not(confidence: Scale) -> list[str]:
         return ["By confidence, original and retrained models do not differ on the forget set."]
     reasons = [
         f"{found.support:.1f} samples carry the difference between original and retrained models; "
-        f"at least {NEEDED_SUPPORT['confidence']:.0f} are needed.",
+        f"at least {NEEDED_SUPPORT['confidence']:.0f} are needed, "
+        f"{NEEDED_SUPPORT['random draw']:.0f} for a random draw.",
         f"From seed to seed, retained memory of a retrained model may scatter by "
         f"{found.shared:.2f}, where the original is at 1; more than {NEEDED_SHARED} is too much, "
         "unless the forget set is a random draw that was clearly memorised.",
