@@ -11,31 +11,13 @@ more dimensions, together with the normalisations registered after it.
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from erasus_pl.strategies.base import Strategy
 from erasus_pl.tasks.base import Batch, OptimizerCallable, Task
+from erasus_pl.tasks.layers import Hold, layers
 
-__all__ = ["CFk", "layers"]
-
-
-def layers(network: nn.Module) -> list[list[nn.Module]]:
-    """The parameterised layers of a network, first to last in the order they are registered.
-
-    Each begins with a module that itself owns a weight of at least two dimensions; modules after it
-    that own only vectors or buffers, such as batch norms, belong to it.
-    """
-    found: list[list[nn.Module]] = []
-    early: list[nn.Module] = []
-    for module in network.modules():
-        own = list(module.parameters(recurse=False))
-        if any(p.dim() > 1 for p in own):
-            found.append([module])
-        elif own or list(module.buffers(recurse=False)):
-            (found[-1] if found else early).append(module)
-    if found:
-        found[0] = early + found[0]
-    return found
+__all__ = ["CFk"]
 
 
 class CFk(Strategy):
@@ -64,35 +46,22 @@ class CFk(Strategy):
             msg = f"`k` must be in [1, {found}], the layers of this network, got {k}"
             raise ValueError(msg)
         self.k = k
-        self._fixed: list[nn.Module] = []
-        self._held: list[nn.Parameter] = []
-        self._modes: dict[nn.Module, bool] = {}
+        self._hold = Hold([])
 
     def setup(self, stage: str) -> None:
-        """Fix all but the last k layers for this run."""
+        """Hold all but the last k layers for this run."""
         super().setup(stage)
         if stage == "fit":
-            self._fixed = [m for layer in layers(self.task.network)[: -self.k] for m in layer]
-            last = [m for layer in layers(self.task.network)[-self.k :] for m in layer]
-            learning = {p for m in last for p in m.parameters(recurse=False)}
-            self._held = [p for p in self.trainable.values() if p not in learning]
-            for parameter in self._held:
-                parameter.requires_grad_(False)
+            self._hold = Hold([m for layer in layers(self.task.network)[: -self.k] for m in layer])
 
     def on_train_start(self) -> None:
-        """Put fixed layers in eval mode, where batch norms leave their statistics alone."""
+        """Hold the statistics of batch norms too."""
         super().on_train_start()
-        self._modes = {m: m.training for m in self._fixed}
-        for module in self._modes:
-            module.training = False
+        self._hold.buffers()
 
     def teardown(self, stage: str) -> None:
-        """Undo the fixing; what the user froze stays frozen."""
-        for parameter in self._held:
-            parameter.requires_grad_(True)
-        for module, mode in self._modes.items():
-            module.training = mode
-        self._fixed, self._held, self._modes = [], [], {}
+        """Let go; what the user froze stays frozen."""
+        self._hold.release()
 
     def unlearning_losses(self, forget: Any, retain: Batch) -> dict[str, Tensor]:
         """The task loss of the retain batch."""

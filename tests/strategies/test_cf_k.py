@@ -8,8 +8,8 @@ from torch import nn
 
 from erasus_pl.networks import MLP
 from erasus_pl.strategies import CFk, FineTune
-from erasus_pl.strategies.cf_k import layers
 from erasus_pl.tasks import ClassificationTask
+from erasus_pl.tasks.layers import layers
 
 STACK = (nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 5), nn.BatchNorm1d(5))
 
@@ -22,14 +22,6 @@ def network():
 
 def plain(lr=0.05):
     return lambda p: torch.optim.SGD(p, lr=lr, momentum=0.9, weight_decay=0.1)
-
-
-def test_norms_belong_to_the_layer_before_them():
-    net = network()
-    assert layers(net) == [[net[0], net[1]], [net[3], net[4]], [net[6]]]
-    headed = nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 4))
-    assert layers(headed) == [[headed[0], headed[1]]]
-    assert layers(nn.ReLU()) == []
 
 
 def test_what_the_user_froze_among_the_last_layers_stays(tiny, fit):
