@@ -1,12 +1,49 @@
 """What several selectors read from a task: the rows it predicts and its last layer's gradients."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from erasus_pl.linalg.contributions import Outer
+from erasus_pl.selectors.base import Selector
+from erasus_pl.strategies.base import Strategy
 from erasus_pl.tasks.base import Batch, Task
 
-__all__ = ["head_gradients", "owners", "sample_means"]
+__all__ = ["all_features", "head_gradients", "owners", "refuse_nonfinite", "sample_means"]
+
+
+def all_features(selector: Selector, strategy: Strategy, dataset: Dataset[Any]) -> Tensor:
+    """Features of every sample, ``(n, d)``, double.
+
+    Raises:
+        ValueError: when they are not finite.
+    """
+    batches = selector.batches(strategy, dataset)
+    features = torch.cat([strategy.task.features(batch).double() for batch in batches])
+    refuse_nonfinite(features, type(selector).__name__)
+    return features
+
+
+def refuse_nonfinite(values: Tensor, name: str) -> None:
+    """Name the first sample that has a value which is not finite.
+
+    Args:
+        values: ``(n, …)``, one row for each sample.
+        name: of the selector.
+
+    Raises:
+        ValueError: when there is one.
+    """
+    finite = values.reshape(len(values), -1).isfinite().all(1)
+    if not finite.all():
+        msg = (
+            f"{name}: what the model makes of sample {int((~finite).nonzero()[0])} of the forget "
+            f"set is not finite, nor of {int((~finite).sum()) - 1} others; the model has diverged "
+            "on it, or its input holds NaN"
+        )
+        raise ValueError(msg)
 
 
 def owners(task: Task, outputs: Tensor, batch: Batch) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from erasus_pl.selectors._rows import head_gradients
+from erasus_pl.selectors._rows import head_gradients, refuse_nonfinite
 from erasus_pl.selectors.base import Coreset, Selector
 from erasus_pl.selectors.facility_location import facility_location
 from erasus_pl.strategies.base import Strategy
@@ -75,6 +75,8 @@ class Craig(Selector):
     def select(self, strategy: Strategy, dataset: Dataset[Any], k: int) -> Coreset:
         """Facility location on the gradients by the last layer's output."""
         gradients = (head_gradients(strategy.task, b) for b in self.batches(strategy, dataset))
-        picked, weights = craig(torch.cat([g.outputs.sum((1, 2)) for g in gradients]), k)
+        proxies = torch.cat([g.outputs.sum((1, 2)) for g in gradients])
+        refuse_nonfinite(proxies, "Craig")
+        picked, weights = craig(proxies, k)
         order = picked.argsort()
         return Coreset(picked[order], weights.to(order.device)[order].float())

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from erasus_pl.selectors._rows import all_features
 from erasus_pl.selectors.base import Coreset, Selector
 from erasus_pl.strategies.base import Strategy
 
@@ -82,8 +83,7 @@ class FacilityLocation(Selector):
     @torch.no_grad()
     def select(self, strategy: Strategy, dataset: Dataset[Any], k: int) -> Coreset:
         """Lazy greedy, on the features of the model."""
-        batches = self.batches(strategy, dataset)
-        features = torch.cat([strategy.task.features(batch).double() for batch in batches])
+        features = all_features(self, strategy, dataset)
         rows = F.normalize(features, dim=1)
 
         def likeness(columns: Tensor) -> Tensor:

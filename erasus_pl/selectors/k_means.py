@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from erasus_pl.selectors._rows import all_features
 from erasus_pl.selectors.base import Coreset, Selector
 from erasus_pl.strategies.base import Strategy
 
@@ -84,6 +85,5 @@ class KMeans(Selector):
     @torch.no_grad()
     def select(self, strategy: Strategy, dataset: Dataset[Any], k: int) -> Coreset:
         """Clusters of the model's features."""
-        batches = self.batches(strategy, dataset)
-        features = torch.cat([strategy.task.features(batch).double() for batch in batches])
+        features = all_features(self, strategy, dataset)
         return Coreset(medoids(features, k, self.seed, self.restarts))
