@@ -12,6 +12,7 @@ from erasus_pl.linalg.hvp import (
     hessian_vector_product,
     mean_gradient,
 )
+from erasus_pl.linalg.low_rank import inverse_fisher_product
 from erasus_pl.linalg.parameters import flatten, trainable_parameters, unflatten
 from erasus_pl.linalg.per_sample import (
     PerSampleGradients,
@@ -32,6 +33,7 @@ __all__ = [
     "gradient_dots",
     "gradient_norms",
     "hessian_vector_product",
+    "inverse_fisher_product",
     "mean_gradient",
     "per_sample_gradients",
     "pooled_importance",

@@ -26,7 +26,7 @@ __all__ = ["FisherForgetting", "scrubbing_std"]
 
 
 def scrubbing_std(fisher: Tensor, alpha: float, floor: float = 0.0) -> Tensor:
-    """Standard deviation of the optimal noise, α^{1/4} F^{-1/4} (arXiv:1911.04933, Sec. 4).
+    """Standard deviation of the optimal noise, α^{1/4} F^{-1/4} (arXiv:1911.04933).
 
     Args:
         fisher: diagonal of F, any shape.
