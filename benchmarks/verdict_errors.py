@@ -16,9 +16,9 @@ The rule is that of the package: `scales` says whether there is a verdict and wh
 goes through `verdict` itself as well, and must come out the same. The weaker verdict, which has no
 retrained models to compare with, is asked on random draws.
 
-The seeds and splits here were drawn after the limits were fixed. Errors are counted, not estimated:
-combinations share models, so that a count of zero in 10,000 is worth far less than 10,000
-independent trials.
+The seeds and splits here were drawn after the limits were fixed; with the seeds before them two
+limits were found too wide, and narrowed. Errors are counted, not estimated: combinations share
+models, so that a count of zero in 10,000 is worth far less than 10,000 independent trials.
 """
 
 import itertools
