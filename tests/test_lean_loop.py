@@ -124,7 +124,7 @@ def _run(folder, strategy, lean, monkeypatch, ckpt_path=None, **settings):
     trainer.save_checkpoint(folder / "end.ckpt")
     return {
         "calls": sees.calls,
-        "checkpoint": torch.load(folder / "end.ckpt", weights_only=False),
+        "checkpoint": torch.load(folder / "end.ckpt", weights_only=True),
         "csv": (folder / "metrics.csv").read_text(),
         "metrics": {k: float(v) for k, v in trainer.callback_metrics.items()},
         "bar": dict(trainer.progress_bar_metrics),
