@@ -297,8 +297,8 @@ def run(args: list[str] | None = None) -> int:
 def _spare_threads(model: LightningModule) -> None:
     """Compute a small network on one thread, unless OMP_NUM_THREADS says how many.
 
-    Its steps are shorter than the time several threads wait for each other; where other work shares
-    the cores, two threads were seen to take thirty times as long as one.
+    Its steps are shorter than the time that several threads wait for each other, above all where
+    other work shares the cores.
     """
     parameters = sum(p.numel() for p in model.parameters())
     if "OMP_NUM_THREADS" not in os.environ and parameters < _SMALL:
