@@ -7,9 +7,9 @@ every score taken one sample at a time. Both sides must pick the same samples. `
 compares the scoring alone, after an inverse product that both sides get for nothing.
 
 Timed on MLPs of 64-64-10 (the size of the quickstart) and 64-256-256-10. For EL2N on the wide one,
-the batched forward pass alone takes about a twentieth of the loop, so no target of 20 is set there;
-`el2n_wide_ceiling` is what a selector without any cost of its own would reach. Influence is held to
-the exact inverse Hessian of a 30-6-2 network on scikit-learn's breast cancer data.
+the batched forward pass alone takes a twentieth of the loop or so: the target of 20 is missed there,
+and `el2n_wide_ceiling` is what a selector without any cost of its own would reach. Influence is
+held to the exact inverse Hessian of a 30-6-2 network on scikit-learn's breast cancer data.
 """
 
 import sys
@@ -29,6 +29,7 @@ TARGETS = (
     Target("grad_norm_small_cpu_ratio", 20, at_least=True),
     Target("grad_norm_wide_cpu_ratio", 20, at_least=True),
     Target("el2n_small_cpu_ratio", 20, at_least=True),
+    Target("el2n_wide_cpu_ratio", 20, at_least=True),
     Target("influence_small_cpu_ratio", 10, at_least=True),
     Target("influence_score_small_cpu_ratio", 10, at_least=True),
     Target("grad_norm_same_picks", 1, at_least=True),

@@ -75,6 +75,14 @@ def test_the_python_snippet_unlearns_a_users_own_network_in_under_15_lines(check
     assert any(not torch.equal(v, before[k]) for k, v in network.state_dict().items())
 
 
+def test_the_benchmarks_that_the_pages_name_are_run_by_their_tests():
+    tested = (ROOT / "tests/benchmarks/test_scripts.py").read_text("utf-8")
+    named = {c.split("/")[1].split(".")[0] for p in PAGES for c in _commands(p.read_text("utf-8"))
+             if c.startswith("python benchmarks/")}  # fmt: skip
+    assert named == {p.stem for p in (ROOT / "benchmarks").glob("[!_]*.py")}
+    assert all(f'load("{name}")' in tested for name in named)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_files_that_the_pages_name_exist(page):
     text = page.read_text("utf-8")

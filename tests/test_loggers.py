@@ -116,7 +116,7 @@ def test_resuming_a_run_that_mlflow_has_lost(run, capsys):
     assert run in line
 
 
-@pytest.mark.parametrize("uri", ["./mlruns", "file:./mlruns", "/tmp/mlruns"])
+@pytest.mark.parametrize("uri", ["./mlruns", "file:./mlruns", "/srv/mlruns"])
 def test_a_folder_of_files_is_refused(uri, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     overlay = ["--config", str(CONF / "logger" / "mlflow.yaml")]

@@ -125,6 +125,19 @@ def test_start_up_stops_where_a_command_fails(load):
         module.start(["-m", "erasus_pl", "bogus"])()
 
 
+def test_selectors_speed(load, monkeypatch, capsys):
+    module = load("selectors_speed")
+    monkeypatch.setattr(module, "N", 150)
+    monkeypatch.setattr(module, "K", 15)
+    status = module.main(["--quick"])
+    line = _last_line(capsys)
+    _check(line, module)
+    assert status == (0 if line["ok"] else 1)
+    figures = line["figures"]
+    assert figures["grad_norm_same_picks"] == figures["el2n_same_picks"] == 1
+    assert figures["influence_spearman_with_exact"] >= 0.99
+
+
 def test_verdict_errors(load, monkeypatch, capsys):
     module = load("verdict_errors")
     requests = ("class 1", "mislabelled 5 %", "few, noise")
