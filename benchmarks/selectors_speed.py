@@ -7,8 +7,8 @@ every score taken one sample at a time. Both sides must pick the same samples. `
 compares the scoring alone, after an inverse product that both sides get for nothing.
 
 Timed on MLPs of 64-64-10 (the size of the quickstart) and 64-256-256-10. For EL2N on the wide one,
-the batched forward pass alone takes a twentieth of the loop or so: the target of 20 is missed there,
-and `el2n_wide_ceiling` is what a selector without any cost of its own would reach. Influence is
+the batched forward pass alone takes a twentieth of the loop or so: the target of 20 is missed, and
+`el2n_wide_ceiling` is what a selector without any cost of its own would reach. Influence is
 held to the exact inverse Hessian of a 30-6-2 network on scikit-learn's breast cancer data.
 """
 
