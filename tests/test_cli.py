@@ -64,7 +64,7 @@ def test_help_needs_no_torch_and_lists_every_verb():
 
 
 def test_the_verbs_of_the_help_are_those_there_are():
-    assert set(VERBS) == {*ErasusCLI.subcommands(), "catalogue"}
+    assert set(VERBS) == {*ErasusCLI.subcommands(), "catalogue", "benchmark"}
 
 
 def test_help_of_a_verb_names_its_options(capsys):
