@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-__all__ = ["KINDS", "catalogue", "main"]
+__all__ = ["KINDS", "MATRIX", "catalogue", "main"]
 
+# Strategy → task → None, or why the pair does not run; found by running every pair.
+MATRIX = Path(__file__).with_name("matrix.json")
 KINDS = ("strategies", "selectors", "attacks", "tasks", "datamodules")
 
 _CITATION = re.compile(
@@ -66,11 +68,17 @@ def main(args: list[str]) -> int:
     parser = _Parser("erasus_pl catalogue", description=_ABOUT)
     parser.add_argument("kind", nargs="?", metavar="KIND", help=f"one of {', '.join(KINDS)}")
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    parser.add_argument(
+        "--matrix", action="store_true",
+        help="which strategy runs on which task, as found by running each pair for two steps",
+    )  # fmt: skip
     try:
         given = parser.parse_args(args)
         if given.kind is not None and given.kind not in KINDS:
             message = f"`KIND` must be one of {', '.join(KINDS)}, got {given.kind!r}"
             raise UsageError(message + did_you_mean(given.kind, KINDS))
+        if given.matrix:
+            return _matrix(given.json)
         found = catalogue()
     except (UsageError, SourceError) as error:
         return complain(str(error))
@@ -148,6 +156,39 @@ def _show(found: dict[str, list[dict[str, Any]]]) -> None:
         columns = [c for c in ("form", "requires", "provides") if any(c in e for e in entries)]
         console.print(_table(entries, columns) if console.width >= _NARROW else _lines(entries))
         console.print()
+
+
+def _matrix(as_json: bool) -> int:
+    kept: dict[str, dict[str, str | None]] = json.loads(MATRIX.read_text("utf-8"))
+    if as_json:
+        print(json.dumps(kept, indent=2, ensure_ascii=False))
+        return 0
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    reasons: dict[str, int] = {}
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("strategy", style="cyan")
+    for task in next(iter(kept.values())):
+        table.add_column(task)
+    for name, cells in kept.items():
+        whys = [_reason(why, name) for why in cells.values()]
+        marks = (f"({reasons.setdefault(w, len(reasons) + 1)})" if w else "yes" for w in whys)
+        table.add_row(name, *marks)
+    console.print(table)
+    for why, number in reasons.items():
+        console.print(f"({number}) {why}", style="dim", markup=False)
+    return 0
+
+
+def _reason(why: str | None, name: str) -> str | None:
+    """The reason without the names in it, so that equal ones share a number."""
+    if why is None:
+        return None
+    short = re.sub(rf"^{name} ", "", why)
+    return re.sub(r"(needs a task with \[.*?\]).*", r"\1, and this one has none", short)
 
 
 def _table(entries: list[dict[str, Any]], columns: list[str]) -> Table:
