@@ -21,9 +21,9 @@ _EXPLAINED = (
     "the AUC of the membership attack by confidence (forget against holdout set), AvgGap the mean "
     "distance to the retrained model over those four, ToW the product of one minus the distances "
     "in accuracy; all in %. Right is what the retrained model has. *Time* is CPU seconds over "
-    "those of retraining. *Untuned* is the AvgGap of the strategy's own settings, on validation data. "
-    "Mean ± standard deviation over seeds, each with an original and retrained models of its own; "
-    "*floor* is a second retrained model held against the first: below it nothing differs."
+    "those of retraining. *Untuned* is the AvgGap of the strategy's own settings, on validation "
+    "data. Mean ± standard deviation over seeds, each with an original and retrained models of its "
+    "own; *floor* is a second retrained model held against the first: below it nothing differs."
 )
 
 

@@ -88,7 +88,7 @@ def run(name: str, task_name: str, folder: str) -> str | None:
             ).fit(strategy, Tiny(columns))  # fmt: skip
         except (TypeError, ValueError) as error:
             return str(error).partition(";")[0].splitlines()[0]
-    assert all(p.isfinite().all() for p in strategy.task.parameters()), f"{name} × {task_name}"
+    assert all(p.isfinite().all() for p in strategy.task.parameters()), (name, task_name)
     return None
 
 
