@@ -25,6 +25,7 @@ KINDS = ("strategies", "selectors", "attacks", "tasks", "datamodules")
 _CITATION = re.compile(
     r'"(?P<title>[^"]+?),?" \((?:[^()]* )?(?P<year>\d{4})(?:, arXiv:(?P<arxiv>[\d.]+))?'
 )
+_CASES = {"class": "forgetting a class", "random": "forgetting random samples"}
 _NARROW = 60  # columns below which a table is harder to read than lines
 _ABOUT = """\
 List strategies, selectors, attacks, tasks and datamodules, with the paper each is from and what it
@@ -36,8 +37,9 @@ def catalogue() -> dict[str, list[dict[str, Any]]]:
     """Everything there is, by kind; each entry has `name`, `class_path` and `summary`.
 
     Strategies add `paper`, `form` ("iterative" or "one-shot"), `requires`, `tasks` (those that
-    provide it), `loader_mode` and `needs_original`; selectors `paper`, `form` ("scores" or "set"),
-    `requires` and `tasks`; attacks, which are the public names that end so, the first `paper` that
+    provide it), `loader_mode`, `needs_original` and `limits` (for what it is no good at its
+    defaults, and why); selectors `paper`, `form` ("scores" or "set"), `requires` and `tasks`;
+    attacks, which are the public names that end so, the first `paper` that
     their module's docstring cites; tasks `provides`.
 
     Raises:
@@ -120,6 +122,7 @@ def _strategy(room: Room, definition: Definition, tasks: list[dict]) -> dict[str
         **_matched(room, definition, tasks, "one-shot" if one_shot else "iterative"),
         "loader_mode": room.value(definition, "loader_mode", "paired"),
         "needs_original": room.value(definition, "needs_original", False),
+        "limits": room.value(definition, "limits", {}),
     }
 
 
@@ -221,6 +224,8 @@ def _about(entry: dict[str, Any]) -> Text:
     about = Text(entry["summary"], style="default")
     if entry.get("paper"):
         about.append(f"\n{_cite(entry['paper'])}", style="dim")
+    for what, why in entry.get("limits", {}).items():
+        about.append(f"\nnot for {_CASES[what]} at its defaults: {why}", style="yellow")
     return about
 
 
