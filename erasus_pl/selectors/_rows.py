@@ -1,6 +1,7 @@
 """What several selectors read from a task: the rows it predicts and its last layer's gradients."""
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,12 @@ from erasus_pl.selectors.base import Selector
 from erasus_pl.strategies.base import Strategy
 from erasus_pl.tasks.base import Batch, Task
 
-__all__ = ["all_features", "head_gradients", "owners", "refuse_nonfinite", "sample_means"]
+__all__ = [
+    "all_features", "head_gradients", "label_rows", "owners", "refuse_nonfinite", "sample_means",
+    "watch",
+]  # fmt: skip
+
+T = TypeVar("T")
 
 
 def all_features(selector: Selector, strategy: Strategy, dataset: Dataset[Any]) -> Tensor:
@@ -59,6 +65,23 @@ def owners(task: Task, outputs: Tensor, batch: Batch) -> Tensor:
     return task.predictions(spread, batch)[0].reshape(-1)
 
 
+def label_rows(
+    selector: Selector, strategy: Strategy, dataset: Dataset[Any]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Features ``(N, d)`` and labels ``(N,)`` of what the task predicts, and its sample ``(N,)``.
+
+    One row for each sample of a classifier, one for each labelled token of a language model.
+    """
+    task, found, seen = strategy.task, [], 0
+    for batch in selector.batches(strategy, dataset):
+        inputs = task._head_input(batch)
+        owner = owners(task, inputs, batch) + seen
+        found.append((*task.predictions(inputs, batch), owner))
+        seen += len(inputs)
+    features, labels, owner = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return features, labels, owner
+
+
 def sample_means(values: Tensor, owner: Tensor, samples: int) -> Tensor:
     """Mean of the ``(N,)`` values of each sample's rows, ``(samples,)``; 0 where it has none."""
     total = values.new_zeros(samples).index_add_(0, owner, values)
@@ -99,3 +122,13 @@ def head_gradients(task: Task, batch: Batch) -> Outer:
     if head.bias is not None:
         inputs = torch.cat([inputs, torch.ones_like(inputs[..., :1])], -1)
     return Outer(inputs[:, None], outputs[:, None])
+
+
+def watch(steps: Iterable[T], strategy: Strategy, doing: str) -> Iterable[T]:
+    """Go through steps with a progress bar that goes away at the end, if the run draws any."""
+    from rich import get_console
+    from rich.progress import track
+
+    drawn = getattr(strategy.trainer, "progress_bar_callback", None) is not None
+    plain = not (drawn and get_console().is_terminal and strategy.trainer.is_global_zero)
+    return track(steps, doing, transient=True, disable=plain)
