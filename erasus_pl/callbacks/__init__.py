@@ -5,6 +5,8 @@ from erasus_pl.callbacks.checkpoint import RunCheckpoint
 from erasus_pl.callbacks.csv_logger import RunCSVLogger
 from erasus_pl.callbacks.mlflow_logger import RunMLFlowLogger
 from erasus_pl.callbacks.recorder import Recorder
+from erasus_pl.callbacks.sample_history import SampleHistory
+from erasus_pl.callbacks.training_record import TrainingRecord, how_to_record, read_record
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -12,5 +14,9 @@ __all__ = [
     "RunCSVLogger",
     "RunCheckpoint",
     "RunMLFlowLogger",
+    "SampleHistory",
+    "TrainingRecord",
+    "how_to_record",
+    "read_record",
     "save_atomically",
 ]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from erasus_pl.callbacks import read_record
 from erasus_pl.linalg.contributions import Outer
 from erasus_pl.selectors.base import Selector
 from erasus_pl.strategies.base import Strategy
@@ -14,7 +15,7 @@ from erasus_pl.tasks.base import Batch, Task
 
 __all__ = [
     "all_features", "head_gradients", "label_rows", "owners", "refuse_nonfinite", "sample_means",
-    "watch",
+    "visits", "watch",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -132,3 +133,22 @@ def watch(steps: Iterable[T], strategy: Strategy, doing: str) -> Iterable[T]:
     drawn = getattr(strategy.trainer, "progress_bar_callback", None) is not None
     plain = not (drawn and get_console().is_terminal and strategy.trainer.is_global_zero)
     return track(steps, doing, transient=True, disable=plain)
+
+
+def visits(selector: Selector, strategy: Strategy, dataset: Dataset[Any]) -> tuple[Tensor, Tensor]:
+    """Losses and correctness of each sample at each visit in training, ``(E, n)``; NaN if none.
+
+    Args:
+        selector: its `recorder` is a `SampleHistory`.
+        strategy: of the run.
+        dataset: the n samples.
+
+    Raises:
+        ValueError: there is no such record, or a loss in it is not finite.
+    """
+    history = read_record(selector, strategy)
+    positions = torch.cat([b["index"].cpu() for b in selector.batches(strategy, dataset)])
+    losses = history["losses"][:, positions]
+    seen = losses.masked_fill(~history["visited"][:, positions], 0)
+    refuse_nonfinite(seen.T, type(selector).__name__)
+    return losses, history["correct"][:, positions]

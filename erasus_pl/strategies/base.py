@@ -10,6 +10,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
 from erasus_pl._lean_loop import install as lean
+from erasus_pl.callbacks.training_record import TrainingRecord
 from erasus_pl.tasks.base import SPLITS, Batch, OptimizerCallable, Task, on_curve
 
 __all__ = ["NoEffectWarning", "Strategy"]
@@ -40,6 +41,7 @@ class Strategy(LightningModule):
     # "class" or "random" → why its defaults bring a small trained network no nearer to the
     # retrained one there; what is not named has been measured to work.
     limits: ClassVar[dict[str, str]] = {}
+    record: str | None = None
 
     def __init__(self, task: Task, optimizer: OptimizerCallable | None = None) -> None:
         super().__init__()
@@ -73,6 +75,14 @@ class Strategy(LightningModule):
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         """The task's parameters that may change, by name; what the user froze is not among them."""
         return {k: p for k, p in self.task.named_parameters() if p.requires_grad}
+
+    def recorder(self) -> TrainingRecord | None:
+        """What must record the original's training for this strategy; none where nothing must.
+
+        `read_record(self, self)` reads the file, from `on_fit_start` on; `fit` sets `record` where
+        it trains the original, so give that option and nothing else for it.
+        """
+        return None
 
     def unlearning_losses(self, forget: Any, retain: Any) -> dict[str, Tensor]:
         """Named scalar terms of one step, summed; a side that `loader_mode` leaves out is None."""

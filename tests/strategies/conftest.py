@@ -83,6 +83,8 @@ def fit(tmp_path_factory):
     """Fit a strategy as a user would; `resume` takes a checkpoint, others go to the Trainer."""
 
     def run(model, data, max_epochs=None, resume=None, **options):
+        if model.record is None and model.recorder() is not None:
+            record(model, data, tmp_path_factory.mktemp("record") / "record.pt")
         seed_everything(0, verbose=False)
         if max_epochs is None:
             max_epochs = 1 if model.one_shot else 3
@@ -103,6 +105,17 @@ def fit(tmp_path_factory):
         return model
 
     return run
+
+
+def record(strategy, data, path):
+    """Train the original under a strategy's recorder, and give it both."""
+    original, recorder = copy.deepcopy(strategy.task), strategy.recorder()
+    original.epochs = 3
+    quiet = {"accelerator": "cpu", "enable_progress_bar": False}
+    train_task(original, data, "train", 0, quiet, [recorder])
+    recorder.write(path)
+    strategy.record = str(path)
+    strategy.task.network.load_state_dict(original.network.state_dict())
 
 
 def _accuracies(task, data):
