@@ -41,6 +41,13 @@ def _images():
     }
 
 
+def _pictures():
+    columns = _images()
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.randn(N + 20, 1, 4, 6, generator=generator)
+    return columns | {"input": columns["input"][:, None, None] + noise / 2}
+
+
 def _text():
     generator = torch.Generator().manual_seed(2)
     ids = torch.randint(1, 11, (N + 20, 7), generator=generator)
@@ -59,23 +66,46 @@ def _classifier():
     return ClassificationTask(network)
 
 
+def _convolutional():
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.3),
+        nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(32, 4),
+    )  # fmt: skip
+    return ClassificationTask(network)
+
+
 def _language_model():
     return CausalLMTask(TinyLlama(vocabulary=11, width=8, layers=1, dropout=0.3))
 
 
-TINY = {"images": (_images, _classifier), "text": (_text, _language_model)}
+TINY = {
+    "images": (_images, _classifier),
+    "pictures": (_pictures, _convolutional),
+    "text": (_text, _language_model),
+}
 
 
-@pytest.fixture(params=TINY)
-def tiny(request):
+def _tiny(name):
     """A tiny task and what makes fresh data for it."""
-    columns, task = TINY[request.param]
+    columns, task = TINY[name]
     torch.manual_seed(0)
     return SimpleNamespace(
-        name=request.param,
+        name=name,
         task=task(),
         data=lambda **options: TinyData(columns(), **{"batch_size": 6, "seed": 5} | options),
     )
+
+
+@pytest.fixture(params=["images", "text"])
+def tiny(request):
+    """A tiny task of each kind: a classifier and a language model."""
+    return _tiny(request.param)
+
+
+@pytest.fixture
+def pictures():
+    """A tiny convolutional classifier, for what needs convolutions."""
+    return _tiny("pictures")
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,24 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
+@pytest.fixture
+def tiny(tiny, pictures, request):
+    """The tiny task; where the strategy under test needs convolutions, a classifier with some.
+
+    What is refused still is skipped here; that it is refused is tested apart.
+    """
+    cls = STRATEGIES.get(request.node.callspec.params.get("name"))
+    if cls is None or _fits(cls, tiny) or "refuse" in request.node.name:
+        return tiny
+    if tiny.name == "images" and _fits(cls, pictures):
+        return pictures
+    pytest.skip(f"{cls.__name__} is not for {type(tiny.task).__name__}")
+
+
+def _fits(cls, tiny):
+    return set(cls.requires) <= tiny.task.capabilities
+
+
 def make(name, task, **options):
     return STRATEGIES[name](copy.deepcopy(task), **SETTINGS.get(name, {}) | options)
 
@@ -131,7 +149,7 @@ def test_resumed_equals_uninterrupted_and_checkpoints_are_lean(name, tiny, fit, 
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_warns_where_nothing_changed(name, tiny, fit):
-    if tiny.name == "images":
+    if tiny.name != "text":
         tiny.task.network[1] = nn.Identity()  # a batch norm's statistics change without a step
     strategy = make(name, tiny.task, optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
     with warnings.catch_warnings(record=True) as caught:
@@ -194,6 +212,16 @@ def test_refuses_a_task_that_lacks_what_it_needs(name, fit, tiny):
         fit(make(name, task), tiny.data())
 
 
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_fits_one_of_the_tiny_tasks_and_refuses_the_others(name, tiny, pictures, fit):
+    fits = [_fits(STRATEGIES[name], case) for case in (tiny, pictures)]
+    assert any(fits)
+    for case, suited in zip((tiny, pictures), fits, strict=True):
+        if not suited:
+            with pytest.raises(TypeError, match=f"{name} needs a task with .*GradientAscent"):
+                fit(make(name, case.task), case.data())
+
+
 def test_no_strategy_imports_another():
     stems = {file.stem for file in FOLDER.glob("*.py")} - {"base", "__init__"}
     for file in FOLDER.glob("*.py"):
@@ -215,7 +243,7 @@ def test_two_processes_with_half_the_batch_equal_one(name, tiny, fit):
     for module in tiny.task.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    if tiny.name == "images":
+    if tiny.name != "text":
         tiny.task.network[1] = nn.Identity()
     one, two = (_dealt(name, tiny.task, tiny.data, fit, world) for world in (1, 2))
     assert any(not torch.equal(two[k], v) for k, v in tiny.task.state_dict().items())
