@@ -10,7 +10,7 @@ from torch import nn
 
 from datamodules import ArrayDataset, DigitsDataModule, Pools, UnlearningDataModule
 from erasus_pl.evaluation.gold import train_task
-from erasus_pl.networks import MLP, TinyLlama
+from erasus_pl.networks import MLP, ConvNet, TinyLlama
 from erasus_pl.requests import ForgetClass, ForgetIndices
 from erasus_pl.tasks import CausalLMTask, ClassificationTask
 
@@ -158,14 +158,11 @@ def _accuracies(task, data):
     return found
 
 
-@pytest.fixture(scope="session")
-def digits():
+def _trained(network, recipe, epochs):
     """A model trained on the digits, one retrained without the threes, and how to measure."""
     data = DigitsDataModule(ForgetClass([3]))
     data.setup("validate")
-    task = ClassificationTask(
-        MLP(64, [64], 10), optimizer=lambda p: torch.optim.Adam(p, lr=0.003), epochs=30
-    )
+    task = ClassificationTask(network, optimizer=recipe, epochs=epochs)
     quiet = {"accelerator": "cpu", "enable_progress_bar": False}
     original, retrained = copy.deepcopy(task), copy.deepcopy(task)
     train_task(original, data, "train", 0, quiet)
@@ -178,3 +175,16 @@ def digits():
         measure=lambda strategy: _accuracies(strategy.task, data),
         data=lambda **options: DigitsDataModule(ForgetClass([3]), **options),
     )
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """Digits by a multilayer perceptron, the threes to be forgotten."""
+    return _trained(MLP(64, [64], 10), lambda p: torch.optim.Adam(p, lr=0.003), 30)
+
+
+@pytest.fixture(scope="session")
+def convolved_digits():
+    """Digits by convolutions, the threes to be forgotten."""
+    torch.manual_seed(0)
+    return _trained(ConvNet(), lambda p: torch.optim.Adam(p, lr=0.003), 30)
