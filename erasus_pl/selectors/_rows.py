@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -15,7 +16,7 @@ from erasus_pl.tasks.base import Batch, Task
 
 __all__ = [
     "all_features", "head_gradients", "label_rows", "owners", "refuse_nonfinite", "sample_means",
-    "visits", "watch",
+    "sampled_loss", "visits", "watch",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -152,3 +153,33 @@ def visits(selector: Selector, strategy: Strategy, dataset: Dataset[Any]) -> tup
     seen = losses.masked_fill(~history["visited"][:, positions], 0)
     refuse_nonfinite(seen.T, type(selector).__name__)
     return losses, history["correct"][:, positions]
+
+
+def sampled_loss(task: Task, batch: Batch, seed: int = 0) -> Tensor:
+    """Loss of labels drawn from the model's own softmax, ``(B,)``, of which ``E g g^T`` is ``G``.
+
+    The second moment of its gradient g is the Gauss-Newton matrix of cross-entropy. A sample with
+    several labels, such as the tokens of a sequence, has the sum of their losses over the root of
+    their number: the gradients of independent labels add up, and the mean loss counts each once.
+
+    What is drawn depends on the seed and the sample's ``index``, not on its batch.
+
+    Args:
+        task: with a softmax over classes.
+        batch: B samples.
+        seed: of the labels.
+    """
+    outputs = task(batch)
+    logits = task.predictions(outputs, batch)[0]
+    owner = owners(task, outputs, batch)
+    counts = torch.bincount(owner, minlength=len(outputs))
+    generator = torch.Generator()
+    drawn = [
+        torch.rand(count, generator=generator.manual_seed(seed * 1_000_003 + i)).double()
+        for i, count in zip(batch["index"].tolist(), counts.tolist(), strict=True)
+    ]
+    below = logits.detach().double().softmax(-1).cumsum(-1)
+    labels = torch.searchsorted(below, torch.cat(drawn).to(below.device)[:, None], right=True)[:, 0]
+    losses = F.cross_entropy(logits, labels.clamp(max=below.shape[-1] - 1), reduction="none")
+    total = losses.new_zeros(len(outputs)).index_add(0, owner, losses)
+    return total / counts.clamp(min=1).sqrt()
