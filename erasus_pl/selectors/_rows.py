@@ -6,17 +6,18 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from erasus_pl.callbacks import read_record
 from erasus_pl.linalg.contributions import Outer
 from erasus_pl.selectors.base import Selector
+from erasus_pl.selectors.random import sample
 from erasus_pl.strategies.base import Strategy
 from erasus_pl.tasks.base import Batch, Task
 
 __all__ = [
-    "all_features", "head_gradients", "label_rows", "owners", "refuse_nonfinite", "sample_means",
-    "sampled_loss", "visits", "watch",
+    "all_features", "drawn", "head_gradients", "label_rows", "owners", "refuse_nonfinite",
+    "sample_means", "sampled_loss", "visits", "watch",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -34,12 +35,27 @@ def all_features(selector: Selector, strategy: Strategy, dataset: Dataset[Any]) 
     return features
 
 
-def refuse_nonfinite(values: Tensor, name: str) -> None:
+def drawn(selector: Selector, strategy: Strategy, name: str, samples: int) -> Dataset[Any]:
+    """At most so many samples of the retain, test or holdout set, by the selector's seed.
+
+    Raises:
+        ValueError: when the set is empty.
+    """
+    whole = getattr(strategy.trainer.datamodule, f"{name}_set")  # type: ignore[attr-defined]
+    if not len(whole):
+        msg = f"{type(selector).__name__} needs samples of the {name} set, which is empty"
+        raise ValueError(msg)
+    positions = sample(len(whole), min(samples, len(whole)), selector.seed)
+    return Subset(whole, positions.tolist())
+
+
+def refuse_nonfinite(values: Tensor, name: str, of: str = "forget set") -> None:
     """Name the first sample that has a value which is not finite.
 
     Args:
         values: ``(n, …)``, one row for each sample.
         name: of the selector.
+        of: whose samples they are.
 
     Raises:
         ValueError: when there is one.
@@ -47,8 +63,8 @@ def refuse_nonfinite(values: Tensor, name: str) -> None:
     finite = values.reshape(len(values), -1).isfinite().all(1)
     if not finite.all():
         msg = (
-            f"{name}: what the model makes of sample {int((~finite).nonzero()[0])} of the forget "
-            f"set is not finite, nor of {int((~finite).sum()) - 1} others; the model has diverged "
+            f"{name}: what the model makes of sample {int((~finite).nonzero()[0])} of the {of} "
+            f"is not finite, nor of {int((~finite).sum()) - 1} others; the model has diverged "
             "on it, or its input holds NaN"
         )
         raise ValueError(msg)
