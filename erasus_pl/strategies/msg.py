@@ -81,6 +81,9 @@ class MSG(Strategy):
         "year": 2024,
         "arxiv": "2410.01276",
     }
+    limits: ClassVar[dict] = {
+        "random": "kept weights learn at a tenth of the rate, too slowly for wrong labels",
+    }
 
     def __init__(
         self,

@@ -58,6 +58,10 @@ class NegMerge(Strategy):
         "year": 2025,
         "arxiv": "2410.05583",
     }
+    limits: ClassVar[dict] = {
+        "class": "its learning rate, made for large networks, hardly moves a small one; try 0.001",
+        "random": "its learning rate, made for large networks, hardly moves a small one; try 0.001",
+    }
 
     def __init__(
         self,
