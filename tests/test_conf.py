@@ -100,6 +100,9 @@ def test_part_runs_on_digits(path, tmp_path, capsys):
     part = yaml.safe_load(path.read_text())
     needs = getattr(strategies, part["class_path"].rsplit(".", 1)[-1], Strategy).requires
     network = ["--task.init_args.network=ConvNet"] if "convolutions" in needs else []
+    stages = part.get("init_args", {}).get("epochs")
+    if path.parent.name == "strategy" and stages:
+        run["trainer"]["max_epochs"] = sum(stages)
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(run))
     arguments = ["fit", "--config", str(file), *_quick(tmp_path), "--task.init_args.epochs=1"]
@@ -114,6 +117,9 @@ def _holds(resolved, part):
     for name, value in part.items():
         if isinstance(value, dict):
             _holds(resolved[name], value)
+        elif isinstance(value, list) and any(isinstance(v, dict) for v in value):
+            for given, entry in zip(resolved[name], value, strict=True):
+                _holds({name: given}, {name: entry})
         elif name == "class_path":
             assert resolved[name].rsplit(".", 1)[-1] == value.rsplit(".", 1)[-1]
         else:

@@ -109,14 +109,7 @@ class Strategy(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check what the strategy needs and keep the original aside, before any resume."""
-        missing = sorted(set(self.requires) - self.task.capabilities)
-        if missing:
-            msg = (
-                f"{type(self).__name__} needs a task with {missing}, and "
-                f"{type(self.task).__name__} over {type(self.task.network).__name__} has none; "
-                f"strategies that fit: {', '.join(_fitting(self.task.capabilities))}"
-            )
-            raise TypeError(msg)
+        self.check_task()
         if stage != "fit":
             return
         if self.one_shot and self.trainer.max_epochs != 1:
@@ -128,8 +121,25 @@ class Strategy(LightningModule):
         lean(self.trainer)
         self._before = _checksum(self.task)
         if self.needs_original:
-            original = copy.deepcopy(self.task).requires_grad_(False).eval()
+            original = self.__dict__.get("_given_original")
+            if original is None:
+                original = copy.deepcopy(self.task).requires_grad_(False).eval()
             self.__dict__["_original"] = original
+
+    def check_task(self) -> None:
+        """See that the task can do what the strategy requires.
+
+        Raises:
+            TypeError: it cannot.
+        """
+        missing = sorted(set(self.requires) - self.task.capabilities)
+        if missing:
+            msg = (
+                f"{type(self).__name__} needs a task with {missing}, and "
+                f"{type(self.task).__name__} over {type(self.task.network).__name__} has none; "
+                f"strategies that fit: {', '.join(_fitting(self.task.capabilities))}"
+            )
+            raise TypeError(msg)
 
     def on_fit_start(self) -> None:
         """Bring the original to the device of the task."""
@@ -155,7 +165,7 @@ class Strategy(LightningModule):
         losses = self.unlearning_losses(forget, retain)
         first, *rest = losses.values()
         total = sum(rest, first)
-        if on_curve(self.trainer, self.trainer.global_step + 1):
+        if on_curve(self.trainer, self.trainer.fit_loop.epoch_loop.global_step + 1):
             terms = losses if len(losses) < 2 else {**losses, "loss": total}
             size = max(len(b["index"]) for b in (forget, retain) if b is not None)
             self.log_dict(terms, prog_bar=True, batch_size=size)
@@ -203,7 +213,8 @@ class Strategy(LightningModule):
     def _one_shot_step(self, forget: Batch | None, retain: Batch | None) -> None:
         self.totals = {k: v.to(self.device) for k, v in self.totals.items()}
         self.accumulate(forget, retain)
-        cast(LightningOptimizer, self.optimizers()).step()
+        if not self.automatic_optimization:  # else a strategy that runs this one steps
+            cast(LightningOptimizer, self.optimizers()).step()
         if self.trainer.is_last_batch:
             for name, total in self.totals.items():
                 self.totals[name] = self.trainer.strategy.reduce(total, reduce_op="sum")
