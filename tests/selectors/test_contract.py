@@ -11,7 +11,7 @@ import yaml
 from lightning.pytorch import Callback
 
 import erasus_pl.selectors as room
-from erasus_pl.selectors import DVRL, Full, Influence, KCenter, Random, Selector
+from erasus_pl.selectors import DVRL, DataShapley, Full, Influence, KCenter, Random, Selector
 
 CONF = Path(__file__).parents[2] / "conf" / "selector"
 FORGOTTEN = 60
@@ -43,8 +43,12 @@ class Watch(Callback):
 
 
 def make(kind, **given):
-    """A selector; strong damping makes few iterations of Influence, DVRL is told to make few."""
-    few = {Influence: {"damping": 1.0}, DVRL: {"iterations": 50}}
+    """A selector; strong damping makes few iterations of Influence, others are told to make few."""
+    few = {
+        Influence: {"damping": 1.0},
+        DVRL: {"iterations": 50},
+        DataShapley: {"permutations": 100},
+    }
     return kind(**next((v for k, v in few.items() if issubclass(kind, k)), {}), **given)
 
 
