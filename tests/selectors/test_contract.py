@@ -17,8 +17,9 @@ CONF = Path(__file__).parents[2] / "conf" / "selector"
 FORGOTTEN = 60
 PARTIAL = [getattr(room, n) for n in room.__all__ if n not in ("Coreset", "Selector", "Full")]
 SCORED = [kind for kind in PARTIAL if kind.scores is not Selector.scores]
-# Their draws are of positions, so they draw other samples where these are permuted.
-DRAWN = ("Random", "KCenter", "KMeans", "UPCORE", "DataShapley", "DVRL")
+# Their draws are of positions, so they draw other samples where these are permuted; Learned may
+# choose one of them.
+DRAWN = ("Random", "KCenter", "KMeans", "UPCORE", "DataShapley", "DVRL", "Learned")
 
 
 class Watch(Callback):
