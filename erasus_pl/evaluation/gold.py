@@ -6,65 +6,19 @@ Both are kept in a folder under a hash of what they depend on, and read back whe
 import copy
 import hashlib
 import json
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch import Callback
 
 from erasus_pl.callbacks.atomic_io import save_atomically
 from erasus_pl.callbacks.training_record import TrainingRecord
-from erasus_pl.strategies.retrain import reset_trainable
 from erasus_pl.tasks.base import Task
+from erasus_pl.tasks.training import train_task
 from erasus_pl.tasks.weights import load_safely
 
 __all__ = ["Kept", "cache_key", "retrain", "train_task"]
-
-
-def train_task(
-    task: Task,
-    data: Any,
-    on: Literal["train", "retrain"],
-    seed: int,
-    trainer: Mapping[str, Any] | None = None,
-    callbacks: Sequence[Callback] = (),
-) -> float:
-    """Train a task in place, from a fresh initialisation of all that is not frozen.
-
-    Args:
-        task: what to train; its weights are drawn anew.
-        data: its datamodule.
-        on: `train` for all of the training data, `retrain` for the retain set alone.
-        seed: of the initialisation, the order of batches and every step.
-        trainer: arguments of the Lightning Trainer, such as `accelerator`.
-        callbacks: added to those of `trainer`, such as a `TrainingRecord`.
-
-    Returns:
-        Wall seconds.
-    """
-    pl.seed_everything(seed, verbose=False)
-    reset_trainable(task.train(), task.reset, seed)
-    task.loader_mode = on
-    order, data.seed = data.seed, seed
-    given = dict(trainer or {})
-    given["callbacks"] = [*(given.get("callbacks") or []), *callbacks]
-    start = time.perf_counter()
-    try:
-        pl.Trainer(
-            max_epochs=task.epochs,
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            limit_val_batches=0,
-            **given,
-        ).fit(task, data)
-    finally:
-        data.seed = order
-        task.loader_mode = "train"
-    return time.perf_counter() - start
 
 
 def retrain(

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from erasus_pl.selectors._rows import label_rows, refuse_nonfinite
+from erasus_pl.selectors._rows import label_rows
 from erasus_pl.selectors.base import Selector
 from erasus_pl.selectors.random import sample
 from erasus_pl.strategies.base import Strategy
@@ -113,8 +113,13 @@ def play(
     drawn = sample(len(held), min(samples, len(held)), selector.seed)
     features, labels, owner = label_rows(selector, strategy, dataset)
     queries, answers, _ = label_rows(selector, strategy, Subset(held, drawn.tolist()))
-    for values in (features, queries):
-        refuse_nonfinite(values, type(selector).__name__)
+    for values, of in ((features, "forget set"), (queries, f"{target} set")):
+        if not values.isfinite().all():
+            msg = (
+                f"{type(selector).__name__}: features of the {of} are not finite; the model has "
+                "diverged, or its input holds NaN"
+            )
+            raise ValueError(msg)
     features, queries = features.double(), queries.double()
     scale = float(features.square().sum(1).mean().sqrt()) or 1.0
     features, queries = (F.pad(x / scale, (0, 1), value=1.0) for x in (features, queries))

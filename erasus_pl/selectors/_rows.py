@@ -11,14 +11,14 @@ from torch.utils.data import Dataset, Subset
 
 from erasus_pl.callbacks import read_record
 from erasus_pl.linalg.contributions import Outer
-from erasus_pl.selectors.base import Selector
+from erasus_pl.selectors.base import Selector, refuse_nonfinite
 from erasus_pl.selectors.random import sample
 from erasus_pl.strategies.base import Strategy
 from erasus_pl.tasks.base import Batch, Task
 
 __all__ = [
     "all_features", "drawn", "head_gradients", "label_rows", "naming_samples", "owners",
-    "refuse_nonfinite", "sample_means", "sampled_loss", "visits", "watch",
+    "sample_means", "sampled_loss", "visits", "watch",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ def all_features(selector: Selector, strategy: Strategy, dataset: Dataset[Any]) 
     """
     batches = selector.batches(strategy, dataset)
     features = torch.cat([strategy.task.features(batch).double() for batch in batches])
-    refuse_nonfinite(features, type(selector).__name__)
+    refuse_nonfinite(features, dataset, type(selector).__name__)
     return features
 
 
@@ -50,27 +50,6 @@ def drawn(selector: Selector, strategy: Strategy, name: str, samples: int) -> Da
     return Subset(whole, positions.tolist())
 
 
-def refuse_nonfinite(values: Tensor, name: str, of: str = "forget set") -> None:
-    """Name the first sample that has a value which is not finite.
-
-    Args:
-        values: ``(n, …)``, one row for each sample.
-        name: of the selector.
-        of: whose samples they are.
-
-    Raises:
-        ValueError: when there is one.
-    """
-    finite = values.reshape(len(values), -1).isfinite().all(1)
-    if not finite.all():
-        msg = (
-            f"{name}: what the model makes of sample {int((~finite).nonzero()[0])} of the {of} "
-            f"is not finite, nor of {int((~finite).sum()) - 1} others; the model has diverged "
-            "on it, or its input holds NaN"
-        )
-        raise ValueError(msg)
-
-
 @contextmanager
 def naming_samples(selector: Selector, strategy: Strategy, dataset: Dataset[Any]) -> Iterator[None]:
     """Let a FloatingPointError name the sample of the forget set whose loss is not finite, if any.
@@ -85,7 +64,7 @@ def naming_samples(selector: Selector, strategy: Strategy, dataset: Dataset[Any]
         with torch.no_grad():
             batches = selector.batches(strategy, dataset)
             losses = torch.cat([task.per_sample_loss(task(batch), batch) for batch in batches])
-        refuse_nonfinite(losses, name)
+        refuse_nonfinite(losses, dataset, name)
         msg = f"{name}: {error}"
         raise ValueError(msg) from error
 
@@ -187,7 +166,7 @@ def visits(selector: Selector, strategy: Strategy, dataset: Dataset[Any]) -> tup
     positions = torch.cat([b["index"].cpu() for b in selector.batches(strategy, dataset)])
     losses = history["losses"][:, positions]
     seen = losses.masked_fill(~history["visited"][:, positions], 0)
-    refuse_nonfinite(seen.T, type(selector).__name__)
+    refuse_nonfinite(seen.T, dataset, type(selector).__name__)
     return losses, history["correct"][:, positions]
 
 

@@ -1,6 +1,7 @@
 """The contract of a selector: pick the part of the forget set that is worth the work."""
 
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -8,12 +9,13 @@ from typing import Any, ClassVar
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.utils.data import Subset
 
 from erasus_pl.callbacks.training_record import TrainingRecord
 from erasus_pl.strategies.base import Strategy
 from erasus_pl.tasks.base import Batch
 
-__all__ = ["Coreset", "Selector", "check_coreset", "highest"]
+__all__ = ["Coreset", "Selector", "check_coreset", "highest", "refuse_nonfinite"]
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,13 @@ class Selector(Callback):
 
     Args:
         fraction: part of the forget set to keep, in (0, 1].
-        k: number of samples to keep; give either `fraction` or `k`.
+        k: number of samples to keep, at most all; give either `fraction` or `k`.
         seed: of whatever the selector draws.
     """
 
     requires: ClassVar[tuple[str, ...]] = ()
+    # Whether a loss that is not finite shows in the scores, so that no pass has to look for it.
+    sees_losses: ClassVar[bool] = False
     paper: ClassVar[dict[str, Any]] = {}
     record: str | None = None
 
@@ -92,12 +96,7 @@ class Selector(Callback):
                 f"({len(dataset)},), got {tuple(scores.shape)}"
             )
             raise ValueError(msg)
-        if not scores.isfinite().all():
-            msg = (
-                f"{type(self).__name__}: {int((~scores.isfinite()).sum())} of {len(scores)} scores "
-                "are not finite; the model has diverged on them, or its input holds NaN"
-            )
-            raise ValueError(msg)
+        refuse_nonfinite(scores, dataset, type(self).__name__)
         return scores.cpu()
 
     def batches(self, strategy: Strategy, dataset: Any) -> Iterator[Batch]:
@@ -130,6 +129,8 @@ class Selector(Callback):
             try:
                 with torch.random.fork_rng():
                     torch.manual_seed(self.seed)
+                    if not self.sees_losses:
+                        self._refuse_poison(pl_module, dataset)
                     k = self.budget(pl_module, dataset)
                     coreset = self.select(pl_module, dataset, k)
             finally:
@@ -157,13 +158,24 @@ class Selector(Callback):
         return self.size(len(dataset))
 
     def size(self, n: int) -> int:
-        """How many of n samples to keep."""
+        """How many of n samples to keep; all of them, with a warning, where k is as many."""
         if self.fraction is not None:
             return max(1, round(self.fraction * n))
-        if self.k is None or self.k > n:
-            msg = f"`k` must be at most the size of the forget set, {n}, got {self.k}"
-            raise ValueError(msg)
-        return self.k
+        assert self.k is not None
+        if self.k >= n:
+            warnings.warn(
+                f"{type(self).__name__}: `k` is {self.k} and the forget set has {n} samples, so "
+                "all of them are kept",
+                stacklevel=2,
+            )
+        return min(self.k, n)
+
+    @torch.no_grad()
+    def _refuse_poison(self, strategy: Strategy, dataset: Any) -> None:
+        """A sample whose loss is not finite would spoil every score, or the unlearning itself."""
+        task = strategy.task
+        losses = [task.per_sample_loss(task(b), b) for b in self.batches(strategy, dataset)]
+        refuse_nonfinite(torch.cat(losses), dataset, type(self).__name__)
 
     def state_dict(self) -> dict[str, Any]:
         """The pick and what it cost."""
@@ -178,6 +190,32 @@ class Selector(Callback):
 def highest(scores: Tensor, k: int) -> Tensor:
     """Positions of the k highest of `(n,)` scores, ascending; ties go to the first."""
     return scores.sort(descending=True, stable=True).indices[:k].sort().values
+
+
+def refuse_nonfinite(values: Tensor, dataset: Any, name: str, of: str = "training data") -> None:
+    """Name the first sample that has a value which is not finite, by its position.
+
+    Args:
+        values: ``(n, …)``, one row for each sample.
+        dataset: the n samples.
+        name: of the selector.
+        of: what the positions are in.
+
+    Raises:
+        ValueError: when there is one.
+    """
+    bad = (~values.reshape(len(values), -1).isfinite()).any(1).nonzero()[:, 0].tolist()
+    if bad:
+        first = bad[0]
+        if isinstance(dataset, Subset):
+            dataset, first = dataset.dataset, dataset.indices[first]
+        where = int(getattr(dataset, "positions", range(len(dataset)))[first])
+        others = f", nor of {len(bad) - 1} others" if len(bad) > 1 else ""
+        msg = (
+            f"{name}: what the model makes of sample {where} of the {of} is not "
+            f"finite{others}; the model has diverged on it, or its input holds NaN"
+        )
+        raise ValueError(msg)
 
 
 def check_coreset(coreset: Coreset, k: int, n: int, name: str) -> None:

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from erasus_pl.selectors._rows import head_gradients, refuse_nonfinite
-from erasus_pl.selectors.base import Coreset, Selector
+from erasus_pl.selectors._rows import head_gradients
+from erasus_pl.selectors.base import Coreset, Selector, refuse_nonfinite
 from erasus_pl.selectors.facility_location import facility_location
 from erasus_pl.strategies.base import Strategy
 
@@ -76,7 +76,7 @@ class Craig(Selector):
         """Facility location on the gradients by the last layer's output."""
         gradients = (head_gradients(strategy.task, b) for b in self.batches(strategy, dataset))
         proxies = torch.cat([g.outputs.sum((1, 2)) for g in gradients])
-        refuse_nonfinite(proxies, "Craig")
+        refuse_nonfinite(proxies, dataset, "Craig")
         picked, weights = craig(proxies, k)
         order = picked.argsort()
         return Coreset(picked[order], weights.to(order.device)[order].float())

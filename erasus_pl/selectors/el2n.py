@@ -39,6 +39,7 @@ class EL2N(Selector):
     """
 
     requires: ClassVar[tuple[str, ...]] = ("targets",)
+    sees_losses = True
     paper: ClassVar[dict[str, Any]] = {
         "title": "Deep Learning on a Data Diet: Finding Important Examples Early in Training",
         "year": 2021,

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from erasus_pl.selectors._rows import drawn, head_gradients, refuse_nonfinite
-from erasus_pl.selectors.base import Coreset, Selector
+from erasus_pl.selectors._rows import drawn, head_gradients
+from erasus_pl.selectors.base import Coreset, Selector, refuse_nonfinite
 from erasus_pl.strategies.base import Strategy
 from erasus_pl.tasks.base import Batch, Task
 
@@ -114,7 +114,7 @@ class Glister(Selector):
         """The greedy rule on the gradients of the last layer."""
         task = strategy.task
         parts = [head_gradients(task, batch) for batch in self.batches(strategy, dataset)]
-        refuse_nonfinite(torch.cat([part.squared_norms() for part in parts]), "Glister")
+        refuse_nonfinite(torch.cat([part.squared_norms() for part in parts]), dataset, "Glister")
         shape = torch.Size((parts[0].outputs.shape[-1], parts[0].inputs.shape[-1]))
         counts = [len(part.inputs) for part in parts]
         validation = []

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from erasus_pl.selectors._rows import head_gradients, refuse_nonfinite
-from erasus_pl.selectors.base import Coreset, Selector
+from erasus_pl.selectors._rows import head_gradients
+from erasus_pl.selectors.base import Coreset, Selector, refuse_nonfinite
 from erasus_pl.strategies.base import Strategy
 
 __all__ = ["GradMatch", "grad_match", "nonnegative_ridge"]
@@ -124,7 +124,7 @@ class GradMatch(Selector):
             [p.weighted(torch.ones_like(p.inputs[:, 0, 0, 0]), shape) for p in parts]
         )
         lengths = torch.cat([part.squared_norms() for part in parts])
-        refuse_nonfinite(lengths, "GradMatch")
+        refuse_nonfinite(lengths, dataset, "GradMatch")
         ridge = self.ridge * float(lengths.mean()) or 1.0
         picked, weights = grad_match(column, products(total.sum(0)), k, ridge)
         order = picked.argsort()

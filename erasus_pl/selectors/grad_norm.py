@@ -31,6 +31,7 @@ class GradNorm(Selector):
         k: number of samples to keep; give either `fraction` or `k`.
     """
 
+    sees_losses = True
     paper: ClassVar[dict[str, Any]] = {
         "title": "Deep Learning on a Data Diet: Finding Important Examples Early in Training",
         "year": 2021,

@@ -47,8 +47,8 @@ from erasus_pl.linalg import (
     mean_gradient,
     unflatten,
 )
-from erasus_pl.selectors._rows import naming_samples, refuse_nonfinite, sampled_loss
-from erasus_pl.selectors.base import Selector
+from erasus_pl.selectors._rows import naming_samples, sampled_loss
+from erasus_pl.selectors.base import Selector, refuse_nonfinite
 from erasus_pl.strategies.base import Strategy
 
 __all__ = ["Influence", "removal_influence"]
@@ -190,6 +190,7 @@ class Influence(Selector):
         seed: of the draw of training samples, and of what a solver draws.
     """
 
+    sees_losses = True
     paper: ClassVar[dict[str, Any]] = {
         "title": "Understanding Black-box Predictions via Influence Functions",
         "year": 2017,
@@ -295,5 +296,5 @@ class Influence(Selector):
                 sampled,
                 self.seed,
             )
-        refuse_nonfinite(found, "Influence")
+        refuse_nonfinite(found, dataset, "Influence")
         return found

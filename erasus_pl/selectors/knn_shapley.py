@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from erasus_pl.selectors._rows import label_rows, refuse_nonfinite, sample_means
+from erasus_pl.selectors._rows import label_rows, sample_means
 from erasus_pl.selectors.base import Selector
 from erasus_pl.selectors.random import sample
 from erasus_pl.strategies.base import Strategy
@@ -123,7 +123,6 @@ class KNNShapley(Selector):
         drawn = sample(size, min(self.samples, size), self.seed)
         features, labels, owner = label_rows(self, strategy, dataset)
         queries, answers, _ = label_rows(self, strategy, Subset(whole, drawn.tolist()))
-        refuse_nonfinite(features, "KNNShapley")
         values = knn_shapley(features, labels, queries, answers, self.neighbors)
         count = len(cast(Any, dataset))
         worth = values.new_zeros(count).index_add_(0, owner, values)

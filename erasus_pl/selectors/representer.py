@@ -26,8 +26,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from erasus_pl.linalg import conjugate_gradient
-from erasus_pl.selectors._rows import drawn, owners, refuse_nonfinite
-from erasus_pl.selectors.base import Selector
+from erasus_pl.selectors._rows import drawn, owners
+from erasus_pl.selectors.base import Selector, refuse_nonfinite
 from erasus_pl.strategies.base import Strategy
 
 __all__ = ["Representer", "fit_head", "representer_weights"]
@@ -151,7 +151,7 @@ class Representer(Selector):
     @torch.no_grad()
     def scores(self, strategy: Strategy, dataset: Dataset[Any]) -> Tensor:
         """Representer value of each sample, ``(n,)``."""
-        features, predicted, own, owner = self._rows(strategy, dataset, "forget set")
+        features, predicted, own, owner = self._rows(strategy, dataset, "training data")
         others = self._rows(strategy, drawn(self, strategy, "retain", self.samples), "retain set")
         rows = torch.cat([features, others[0]])
         if self.labels == "model":
@@ -188,7 +188,8 @@ class Representer(Selector):
             seen += len(outputs)
         features, predicted, labels, owner = (torch.cat(p) for p in zip(*found, strict=True))
         total = predicted.sum(1) + features.sum(1)
-        refuse_nonfinite(total.new_zeros(seen).index_add_(0, owner, total), "Representer", name)
+        each = total.new_zeros(seen).index_add_(0, owner, total)
+        refuse_nonfinite(each, dataset, "Representer", name)
         if task.head.bias is not None:
             features = torch.cat([features, torch.ones_like(features[:, :1])], 1)
         return features, predicted, labels, owner

@@ -25,8 +25,8 @@ from torch.utils.data import Dataset
 
 from erasus_pl.callbacks import TrainingRecord, WeightHistory, read_record
 from erasus_pl.linalg import PerSampleGradients, mean_gradient, unflatten
-from erasus_pl.selectors._rows import naming_samples, refuse_nonfinite, watch
-from erasus_pl.selectors.base import Selector
+from erasus_pl.selectors._rows import naming_samples, watch
+from erasus_pl.selectors.base import Selector, refuse_nonfinite
 from erasus_pl.strategies.base import Strategy
 
 __all__ = ["TracIn", "traced"]
@@ -148,7 +148,7 @@ class TracIn(Selector):
 
         with naming_samples(self, strategy, dataset):
             found = traced(task.network, loss, rates, self.batches(strategy, dataset), followed)
-        refuse_nonfinite(found, "TracIn")
+        refuse_nonfinite(found, dataset, "TracIn")
         return found
 
 

@@ -7,41 +7,15 @@ original's weights in all others.
 """
 
 import os
-from collections.abc import Callable
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from erasus_pl.strategies.base import Strategy
 from erasus_pl.tasks.base import Batch, OptimizerCallable, Task
+from erasus_pl.tasks.weights import reset_trainable
 
-__all__ = ["Retrain", "reset_trainable"]
-
-
-def reset_trainable(network: nn.Module, reset: Callable[[], None], seed: int) -> None:
-    """Initialise a network anew, under a seed, except for what is frozen.
-
-    Args:
-        network: what is reset; its frozen parameters, and the buffers of layers whose every
-            parameter is frozen, are left bit for bit.
-        reset: draws all of it anew.
-        seed: of the draw; the generator is put back as it was.
-    """
-    frozen: dict[str, Tensor] = {}
-    for prefix, module in network.named_modules():
-        own = dict(module.named_parameters(recurse=False))
-        kept = {k: p for k, p in own.items() if not p.requires_grad}
-        if kept and len(kept) == len(own):
-            kept |= dict(module.named_buffers(recurse=False))
-        frozen |= {f"{prefix}.{k}".removeprefix("."): v.detach().clone() for k, v in kept.items()}
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        reset()
-    now = dict(network.named_parameters()) | dict(network.named_buffers())
-    with torch.no_grad():
-        for name, value in frozen.items():
-            now[name].copy_(value)
+__all__ = ["Retrain"]
 
 
 class Retrain(Strategy):

@@ -1,14 +1,14 @@
 """Read a network's weights, and draw them anew."""
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["load_safely", "matching_weights", "read_weights", "reset_parameters"]
+__all__ = ["load_safely", "matching_weights", "read_weights", "reset_parameters", "reset_trainable"]
 
 _BEGINNINGS = (b"PK", b"\x80")  # of what torch.save writes, now and before it wrote archives
 
@@ -125,3 +125,28 @@ def reset_parameters(module: nn.Module) -> None:
             raise TypeError(msg)
     for child in module.children():
         reset_parameters(child)
+
+
+def reset_trainable(network: nn.Module, reset: Callable[[], None], seed: int) -> None:
+    """Initialise a network anew, under a seed, except for what is frozen.
+
+    Args:
+        network: what is reset; its frozen parameters, and the buffers of layers whose every
+            parameter is frozen, are left bit for bit.
+        reset: draws all of it anew.
+        seed: of the draw; the generator is put back as it was.
+    """
+    frozen: dict[str, Tensor] = {}
+    for prefix, module in network.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        kept = {k: p for k, p in own.items() if not p.requires_grad}
+        if kept and len(kept) == len(own):
+            kept |= dict(module.named_buffers(recurse=False))
+        frozen |= {f"{prefix}.{k}".removeprefix("."): v.detach().clone() for k, v in kept.items()}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        reset()
+    now = dict(network.named_parameters()) | dict(network.named_buffers())
+    with torch.no_grad():
+        for name, value in frozen.items():
+            now[name].copy_(value)

@@ -11,7 +11,16 @@ import yaml
 from lightning.pytorch import Callback
 
 import erasus_pl.selectors as room
-from erasus_pl.selectors import DVRL, DataShapley, Full, Influence, KCenter, Random, Selector
+from erasus_pl.selectors import (
+    DVRL,
+    DataShapley,
+    Full,
+    Influence,
+    KCenter,
+    Memorization,
+    Random,
+    Selector,
+)
 
 CONF = Path(__file__).parents[2] / "conf" / "selector"
 FORGOTTEN = 60
@@ -19,7 +28,11 @@ PARTIAL = [getattr(room, n) for n in room.__all__ if n not in ("Coreset", "Selec
 SCORED = [kind for kind in PARTIAL if kind.scores is not Selector.scores]
 # Their draws are of positions, so they draw other samples where these are permuted; Learned may
 # choose one of them.
-DRAWN = ("Random", "KCenter", "KMeans", "UPCORE", "DataShapley", "DVRL", "Learned")
+DRAWN = (
+    "Random", "KCenter", "KMeans", "UPCORE", "DataShapley", "DVRL", "Learned", "Memorization",
+)  # fmt: skip
+# They train models of their own, on batches of the size that the data has.
+TRAINING = ("Memorization",)
 
 
 class Watch(Callback):
@@ -49,6 +62,7 @@ def make(kind, **given):
         Influence: {"damping": 1.0},
         DVRL: {"iterations": 50},
         DataShapley: {"permutations": 100},
+        Memorization: {"models": 4},
     }
     return kind(**next((v for k, v in few.items() if issubclass(kind, k)), {}), **given)
 
@@ -66,11 +80,66 @@ def test_exactly_k_positions_of_the_forget_set(fit, modality, kind, k):
     assert int(picked.max()) < FORGOTTEN
 
 
+@pytest.mark.parametrize("kind", PARTIAL)
+def test_more_than_there_are_is_all_of_them_and_a_warning(fit, modality, kind):
+    with pytest.warns(UserWarning, match=f"`k` is 99 and the forget set has {FORGOTTEN} samples"):
+        found = fit(make(kind, k=99), copy.deepcopy(modality.task), modality.columns)
+    assert torch.equal(found.picked, torch.arange(FORGOTTEN))
+    weighted = {"Craig", "GradMatch"} & {kind.__name__}
+    assert (found.data._weights is not None) == bool(weighted)
+
+
+@pytest.mark.parametrize("kind", [Full, *PARTIAL])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_sample_that_is_not_finite_is_named_by_its_training_position(fit, modality, kind, poison):
+    """Of a forget set whose positions are not those of the training data."""
+    task, columns = copy.deepcopy(modality.task), dict(modality.columns)
+    forgotten = range(40, 40 + FORGOTTEN)
+    if "input" in columns:
+        columns["input"] = columns["input"].clone()
+        columns["input"][[55, 70]] = poison
+    else:
+        embedding = next(m for m in task.modules() if isinstance(m, torch.nn.Embedding))
+        for name in ("input_ids", "labels"):
+            columns[name] = columns[name].clone()
+            columns[name][columns[name] == 10] = 9
+            columns[name][[55, 70], 1] = 10
+        columns["attention_mask"] = columns["attention_mask"].clone()
+        columns["attention_mask"][[55, 70], 1] = 1
+        with torch.no_grad():
+            embedding.weight[10] = poison
+    selector = Full() if kind is Full else make(kind, k=5)
+    with pytest.raises(ValueError, match=rf"{kind.__name__}: .* sample 55 of the training data"):
+        fit(selector, task, columns, forgotten=forgotten)
+
+
+@pytest.mark.parametrize("kind", PARTIAL)
+def test_copies_of_few_samples(fit, modality, kind):
+    """More are asked for than differ from each other."""
+    columns = {k: v.clone() for k, v in modality.columns.items()}
+    for column in columns.values():
+        column[:FORGOTTEN] = column[torch.arange(FORGOTTEN) % 5]
+    found = fit(make(kind, k=9), copy.deepcopy(modality.task), columns)
+    assert found.picked.unique().numel() == 9
+    if found.data._weights is not None:
+        assert found.data._weights[found.picked].isfinite().all()
+
+
+@pytest.mark.parametrize("kind", PARTIAL)
+def test_a_forget_set_of_one_class(fit, modality, kind):
+    columns = {k: v.clone() for k, v in modality.columns.items()}
+    if "target" not in columns:
+        pytest.skip("sequences have no class")
+    columns["target"][:FORGOTTEN] = 2
+    found = fit(make(kind, k=9), copy.deepcopy(modality.task), columns)
+    assert found.picked.unique().numel() == 9
+
+
 def test_full_is_the_forget_set(fit, modality):
     assert torch.equal(pick(fit, modality, Full()), torch.arange(FORGOTTEN))
 
 
-@pytest.mark.parametrize("kind", PARTIAL)
+@pytest.mark.parametrize("kind", [kind for kind in PARTIAL if kind.__name__ not in TRAINING])
 def test_the_batch_size_changes_nothing(fit, modality, kind):
     picks = [pick(fit, modality, make(kind, k=12), batch_size=size) for size in (7, 16, 64)]
     assert torch.equal(picks[0], picks[1])

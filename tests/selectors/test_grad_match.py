@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import nnls
 
-from erasus_pl.selectors import Craig, FacilityLocation, GradMatch, KMeans
+from erasus_pl.selectors import GradMatch
 from erasus_pl.selectors.grad_match import grad_match, nonnegative_ridge
 
 
@@ -115,15 +115,6 @@ def test_the_selector_against_spread_out_gradients(fit, modality):
     whole, kept = rows.sum(0), weights @ rows[picked]
     drawn = [rows[torch.randperm(60)[:8]].sum(0) * 60 / 8 for _ in range(20)]
     assert (whole - kept).norm() < min((whole - d).norm() for d in drawn)
-
-
-@pytest.mark.parametrize("modality", ["images"], indirect=True)
-@pytest.mark.parametrize("kind", [GradMatch, Craig, KMeans, FacilityLocation])
-def test_a_sample_that_is_not_finite_is_named(fit, modality, kind):
-    columns = {name: column.clone() for name, column in modality.columns.items()}
-    columns["input"][17] = torch.nan
-    with pytest.raises(ValueError, match="sample 17 of the forget set"):
-        fit(kind(k=3), modality.task, columns, batch_size=16)
 
 
 def test_arguments_out_of_range():

@@ -12,8 +12,8 @@ from torch import nn
 from erasus_pl.networks import MLP
 from erasus_pl.strategies import FineTune, GradientAscent, NegGradPlus, RandomLabel, Retrain
 from erasus_pl.strategies.neg_grad_plus import neg_grad_plus_terms
-from erasus_pl.strategies.retrain import reset_trainable
 from erasus_pl.tasks import ClassificationTask
+from erasus_pl.tasks.weights import reset_trainable
 
 pytestmark = pytest.mark.smoke
 

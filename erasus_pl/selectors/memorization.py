@@ -1,0 +1,205 @@
+"""Memorisation: the samples that a model gets right because it was trained on them.
+
+Feldman and Zhang, "What Neural Networks Memorize and Why: Discovering the Long Tail via Influence
+Estimation" (NeurIPS 2020, arXiv:2008.03703), Sec. 1.1 and Alg. 1:
+
+    mem(A, S, i) = P_{h ~ A(S)} [h(x_i) = y_i] - P_{h ~ A(S without i)} [h(x_i) = y_i],
+
+estimated by training m models on random subsets of a fraction r = 0.7 of the data: the accuracy on
+sample i of those models whose subset holds i, less that of the others. The paper trains 2,000 to
+4,000 models; with few the estimate is coarse, so samples are left out equally often here, while
+each subset by itself is still a uniform one, and samples of one estimate are told apart by the same
+difference of their losses. On a sequence the accuracy is the fraction of its tokens that are right.
+
+The models are trained by the task's own recipe, one after the other, shared out over processes.
+What each gets right is kept in the run's folder, so a run that is killed goes on where it was, and
+a run with another forget set on the same data trains nothing.
+"""
+
+import copy
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from erasus_pl.callbacks import save_atomically
+from erasus_pl.selectors.base import Selector, refuse_nonfinite
+from erasus_pl.strategies.base import Strategy
+from erasus_pl.tasks.base import Task
+from erasus_pl.tasks.training import recipe_key, train_task
+from erasus_pl.tasks.weights import load_safely
+
+__all__ = ["Memorization", "memorization", "subsets"]
+
+_TIE = 1e-9
+_SEEDS = 1_000_003  # so that more models only add to those of one seed
+
+
+def memorization(correct: Tensor, members: Tensor) -> Tensor:
+    """Memorisation score of each sample, ``(n,)``; in [-1, 1] for correctness (Alg. 1).
+
+    Args:
+        correct: ``(m, n)`` whether each model gets each sample right, or any other value of it.
+        members: ``(m, n)`` bool, whether the model was trained on it; each sample is in the subset
+            of some model and missing from that of another.
+    """
+    inside = (correct * members).sum(0) / members.sum(0)
+    return inside - (correct * ~members).sum(0) / (~members).sum(0)
+
+
+def subsets(n: int, models: int, size: int, seed: int) -> Tensor:
+    """Random subsets, each uniform among those of its size; ``(models, n)`` bool.
+
+    Samples are left out equally often, or once more: each time those that were left out least,
+    drawn at random among equals.
+
+    Args:
+        n: how many samples there are.
+        models: how many subsets to draw.
+        size: of each subset, less than n.
+        seed: of the draw.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    left_out = torch.zeros(n, dtype=torch.float64)
+    members = torch.ones(models, n, dtype=torch.bool)
+    for member in members:
+        draw = torch.rand(n, generator=generator, dtype=torch.float64)
+        out = (left_out + draw).argsort()[: n - size]
+        member[out] = False
+        left_out[out] += 1
+    return members
+
+
+class Memorization(Selector):
+    """Keep the samples that models get right only where they were trained on them.
+
+    Args:
+        fraction: part of the forget set to keep, in (0, 1].
+        k: number of samples to keep; give either `fraction` or `k`.
+        models: to train; the paper takes 2,000 or more.
+        subset: part of the training data that each is trained on, in (0, 1); the paper's r.
+        cache: folder of what was trained; `memorization` in the run's folder if not given.
+        seed: of the subsets and of the models.
+    """
+
+    requires: ClassVar[tuple[str, ...]] = ("targets",)
+    paper: ClassVar[dict[str, Any]] = {
+        "title": (
+            "What Neural Networks Memorize and Why: Discovering the Long Tail via Influence "
+            "Estimation"
+        ),
+        "year": 2020,
+        "arxiv": "2008.03703",
+    }
+
+    def __init__(
+        self,
+        fraction: float | None = None,
+        k: int | None = None,
+        models: int = 20,
+        subset: float = 0.7,
+        cache: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(fraction, k, seed)
+        if not 0 < subset < 1:
+            msg = f"`subset` must be in (0, 1), got {subset}"
+            raise ValueError(msg)
+        if models < 2:
+            msg = f"`models` must be at least 2, got {models}"
+            raise ValueError(msg)
+        self.models = models
+        self.subset = subset
+        self.cache = cache
+
+    def scores(self, strategy: Strategy, dataset: Dataset[Any]) -> Tensor:
+        """Memorisation score of each sample, ``(n,)``, with a tie's rank below 1e-9 added."""
+        data, trainer = strategy.data, strategy.trainer
+        n = len(data.train_set)
+        size = min(max(round(self.subset * n), 1), n - 1)
+        if self.models * (n - size) < n or self.models * size < n:
+            msg = (
+                f"`models`: {self.models} on subsets of {size} of {n} samples do not leave each "
+                f"sample out, and take it in, once; give at least {-(-n // min(size, n - size))}"
+            )
+            raise ValueError(msg)
+        members = subsets(n, self.models, size, self.seed)
+        key = recipe_key(strategy.task, data, size=size, seed=self.seed)
+        folder = Path(self.cache or Path(trainer.default_root_dir) / "memorization")
+        paths = [folder / f"{key}-{i}.pt" for i in range(self.models)]
+        mine = range(trainer.global_rank, self.models, trainer.world_size)
+        missing = [i for i in mine if not paths[i].is_file()]
+        for i in self._watch(missing, strategy):
+            with _world_kept():
+                save_atomically(_train(strategy, members[i], self.seed * _SEEDS + i), paths[i])
+        trainer.strategy.barrier()
+        remedy = "delete it to train that model again"
+        found = [load_safely(path, "cache", remedy) for path in paths]
+        losses, correct = (torch.stack([f[name] for f in found]) for name in ("losses", "correct"))
+        positions = torch.cat([b["index"].cpu() for b in self.batches(strategy, dataset)])
+        losses, correct, members = (x[:, positions] for x in (losses, correct, members))
+        refuse_nonfinite(losses.T, dataset, "Memorization")
+        gap = -memorization(losses, members)
+        return memorization(correct, members) + _TIE * gap / (1 + gap.abs().max())
+
+    def _watch(self, numbers: list[int], strategy: Strategy) -> Iterator[int]:
+        from rich import get_console
+        from rich.progress import track
+
+        shown = strategy.trainer.progress_bar_callback is not None and get_console().is_terminal
+        yield from track(
+            numbers,
+            f"memorisation, {len(numbers)} models to train",
+            transient=True,
+            disable=not shown,
+        )
+
+
+def _train(strategy: Strategy, members: Tensor, seed: int) -> dict[str, Tensor]:
+    """Losses and correctness ``(n,)`` on all training data of a model trained on a part of it."""
+    data = copy.copy(strategy.data)
+    data.retain_set = type(data.retain_set)(data.train_set, members.nonzero()[:, 0])
+    task: Task = copy.deepcopy(strategy.task)
+    device = strategy.device
+    chosen = {"accelerator": device.type, "devices": 1 if device.index is None else [device.index]}
+    quiet = {"enable_progress_bar": False, "precision": strategy.trainer.precision}
+    train_task(task, data, "retrain", seed, chosen | quiet)
+    task = task.to(device).eval()
+    losses, correct = [], []
+    with torch.no_grad():
+        for batch in data.sweep(data.train_set):
+            batch = strategy.trainer.strategy.batch_to_device(batch)
+            outputs = task(batch)
+            losses.append(task.per_sample_loss(outputs, batch).double().cpu())
+            correct.append(task.correct(outputs, batch).double().cpu())
+    return {"losses": torch.cat(losses), "correct": torch.cat(correct)}
+
+
+@contextmanager
+def _world_kept() -> Iterator[None]:
+    """Keep what a training inside a run sets for the whole process: seeds and switches."""
+    states = random.getstate(), np.random.get_state(), os.environ.get("PL_GLOBAL_SEED")
+    exact, warned = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    benchmark = torch.backends.cudnn.benchmark
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        if states[2] is None:
+            os.environ.pop("PL_GLOBAL_SEED", None)
+        else:
+            os.environ["PL_GLOBAL_SEED"] = states[2]
+        torch.use_deterministic_algorithms(exact, warn_only=warned)
+        torch.backends.cudnn.benchmark = benchmark
