@@ -134,7 +134,7 @@ def record():
 def fit(tmp_path, record):
     """Fit for no step; gives back the strategy, the data and the coreset's training positions."""
 
-    def run(selector, task, columns, order=None, **options):
+    def run(selector, task, columns, order=None, world=1, watch=(), **options):
         if selector.record is None and selector.recorder() is not None:
             path = tmp_path / "record.pt"
             selector.record = record(selector.recorder(), path, task, columns, order)
@@ -143,7 +143,8 @@ def fit(tmp_path, record):
         trainer = Trainer(
             default_root_dir=tmp_path, accelerator="cpu", max_steps=0, logger=False,
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-            limit_val_batches=0, callbacks=[selector],
+            limit_val_batches=0, callbacks=[selector, *watch],
+            **({"strategy": "ddp_fork", "devices": world} if world > 1 else {}),
         )  # fmt: skip
         trainer.fit(strategy, data)
         return SimpleNamespace(strategy=strategy, data=data, picked=data.coreset)

@@ -212,6 +212,26 @@ def test_one_score_for_each_sample(fit, modality, kind):
     assert scores[0].unique().numel() == FORGOTTEN
 
 
+class Keep(Callback):
+    """Writes what each process picked."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_fit_start(self, trainer, pl_module):
+        torch.save(pl_module.data.coreset, self.folder / f"{trainer.global_rank}.pt")
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+@pytest.mark.parametrize("kind", PARTIAL)
+def test_two_processes_pick_what_one_does(fit, modality, kind, tmp_path):
+    plain = pick(fit, modality, make(kind, k=7), batch_size=16)
+    pick(fit, modality, make(kind, k=7), world=2, watch=[Keep(tmp_path)], batch_size=16)
+    for rank in range(2):
+        assert torch.equal(torch.load(tmp_path / f"{rank}.pt", weights_only=True), plain)
+
+
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_part_writes_out_its_class_values(path):
     part = yaml.safe_load(path.read_text())
