@@ -158,11 +158,11 @@ class Selector(Callback):
         return self.size(len(dataset))
 
     def size(self, n: int) -> int:
-        """How many of n samples to keep; all of them, with a warning, where k is as many."""
+        """How many of n samples to keep; all of them, with a warning, where k is more."""
         if self.fraction is not None:
             return max(1, round(self.fraction * n))
         assert self.k is not None
-        if self.k >= n:
+        if self.k > n:
             warnings.warn(
                 f"{type(self).__name__}: `k` is {self.k} and the forget set has {n} samples, so "
                 "all of them are kept",
