@@ -59,7 +59,7 @@ class Forwarded:
         if owner is None:
             return inherited
         stage = owner.stage
-        if stage is None or getattr(type(stage), self.name) is inherited:
+        if owner.running is None or getattr(type(stage), self.name) is inherited:
             return inherited.__get__(owner, kind)
 
         def hook(*args: Any, **kwargs: Any) -> Any:

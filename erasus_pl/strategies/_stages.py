@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
+from erasus_pl.callbacks.training_record import TrainingRecord
 from erasus_pl.strategies._stage_view import (
     FORWARDED,
     Forwarded,
@@ -36,19 +37,19 @@ else:
 class Staged(_Base):
     """Runs the stages of a strategy; mixed into a `Strategy`, whose constructor calls `compose`."""
 
-    stages: list[Strategy | None]
+    stages: list[Strategy]
     epochs: list[int]
     running: int | None = None
 
     @property
-    def stage(self) -> Strategy | None:
-        """The stage that runs."""
-        return None if self.running is None else self.stages[self.running]
+    def stage(self) -> Strategy:
+        """The stage that runs; `running` is None where none does."""
+        return self.stages[self.running or 0]
 
     def compose(
         self,
         name: str,
-        stages: Sequence[Callable[[Task], Strategy] | None],
+        stages: Sequence[Callable[[Task], Strategy]],
         epochs: Sequence[int],
         optimizer: OptimizerCallable | None,
     ) -> None:
@@ -56,12 +57,12 @@ class Staged(_Base):
 
         Args:
             name: of the argument that gave them, for errors.
-            stages: what makes each of the task; None for one that does nothing.
-            epochs: how long each runs.
+            stages: what makes each of the task.
+            epochs: how long each runs; 0 for one that is left out.
             optimizer: of those that name none of their own.
         """
-        if not any(stages):
-            msg = f"`{name}` must name at least one strategy, got {list(stages)}"
+        if not stages:
+            msg = f"`{name}` must name at least one strategy, got []"
             raise ValueError(msg)
         if len(epochs) != len(stages):
             msg = (
@@ -69,27 +70,28 @@ class Staged(_Base):
                 f"{list(epochs)}"
             )
             raise ValueError(msg)
-        self.stages = [make and make(self.task) for make in stages]
+        if min(epochs) < 0 or sum(epochs) == 0:
+            msg = f"`epochs` must be at least 0, and not all 0, got {list(epochs)}"
+            raise ValueError(msg)
+        self.stages = [make(self.task) for make in stages]
         self.epochs = list(epochs)
         for i, (stage, length) in enumerate(zip(self.stages, self.epochs, strict=True)):
-            if stage is None:
-                _require(length == 0, f"`epochs[{i}]` must be 0 where nothing runs, got {length}")
-                continue
             kind = type(stage).__name__
             if isinstance(stage, Staged):
                 msg = f"`{name}[{i}]` cannot be a {kind}; write what it runs in its place"
                 raise TypeError(msg)
-            _require(length > 0, f"`epochs[{i}]` must be at least 1, got {length}")
-            _require(
-                length == 1 or not stage.one_shot,
-                f"`epochs[{i}]` must be 1, since {kind} edits the weights once, got {length}",
-            )
+            if stage.one_shot and length > 1:
+                msg = (
+                    f"`epochs[{i}]` must be at most 1, since {kind} edits the weights once, got "
+                    f"{length}"
+                )
+                raise ValueError(msg)
             stage.optimizer = stage.optimizer or optimizer
             stage.automatic_optimization = True  # one way of counting steps for all stages
-        self.loader_mode = self._stage(None).loader_mode
-        self.needs_original = self.needs_original or any(  # type: ignore[misc]
-            stage.needs_original for stage in self.stages if stage is not None
-        )
+        run = [stage for stage, length in zip(self.stages, epochs, strict=True) if length]
+        self.loader_mode = run[0].loader_mode
+        self.needs_original = self.needs_original or any(s.needs_original for s in run)  # type: ignore[misc]
+        self.requires = tuple(sorted({r for s in run for r in s.requires}))  # type: ignore[misc]
 
     def between(self, stage: int) -> None:
         """What happens to weights or data before a later stage begins; here nothing."""
@@ -97,12 +99,17 @@ class Staged(_Base):
     def at_start(self) -> None:
         """What happens when the model is on its device, whichever stage it is in; nothing here."""
 
-    def check_task(self) -> None:
-        """See that the task can do what every stage requires."""
-        super().check_task()
-        for stage in self.stages:
-            if stage is not None:
-                stage.check_task()
+    def recorder(self) -> TrainingRecord | None:
+        """What must record the original's training for the stages that have no record yet."""
+        waiting = (s for s, n in zip(self.stages, self.epochs, strict=True) if n and not s.record)
+        found = {r.name: r for s in waiting if (r := s.recorder()) is not None}
+        if len(found) > 1:
+            msg = (
+                f"{type(self).__name__}: its stages need several records of the original's "
+                f"training ({', '.join(sorted(found))}); give all but one of them as `record`"
+            )
+            raise ValueError(msg)
+        return next(iter(found.values()), None)
 
     def setup(self, stage: str) -> None:
         """Check that the epochs are those of the stages, and set up the first."""
@@ -131,7 +138,7 @@ class Staged(_Base):
         """Go on, with the next stage where a resumed run had finished one."""
         due = self._at(self.trainer.current_epoch)
         if due == self.running:
-            self._stage(due).on_train_start()
+            self.stage.on_train_start()
         else:
             between_epochs(self.trainer.fit_loop)
             self._move_on(due)
@@ -141,21 +148,20 @@ class Staged(_Base):
         due = self._at(self.trainer.current_epoch)
         if due != self.running:
             self._move_on(due)
-        stage = self._stage(due)
+        stage = self.stage
         stage._current_fx_name = self._current_fx_name
         stage.on_train_epoch_start()
 
     def training_step(self, batch: dict[str, Batch | None], batch_idx: int) -> Tensor | None:
         """One step of the stage that runs."""
-        stage = self.stages[self.running]  # type: ignore[index]
-        assert stage is not None
+        stage = self.stage
         stage._current_fx_name = self._current_fx_name
         loss = stage.training_step(batch, batch_idx)
         return no_loss(self) if stage.one_shot else loss
 
     def on_train_end(self) -> None:
         """End the last stage."""
-        self._stage(self.running).on_train_end()
+        self.stage.on_train_end()
 
     def teardown(self, stage: str) -> None:
         """Let go of the stage that ran."""
@@ -163,12 +169,12 @@ class Staged(_Base):
 
     def configure_optimizers(self) -> Any:
         """Optimiser and schedule of the stage that runs."""
-        return self._stage(self.running).configure_optimizers()
+        return self.stage.configure_optimizers()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep which stage runs, and what it keeps."""
         stage = self.stage
-        if stage is not None:
+        if self.running is not None:
             stage.on_save_checkpoint(checkpoint)
             checkpoint["stages"] = {
                 "names": self._names(),
@@ -180,7 +186,7 @@ class Staged(_Base):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the stage that ran."""
-        if self.stage is None:
+        if self.running is None:
             return
         found = checkpoint.get("stages", {})
         if found.get("names") != self._names() or found.get("epochs") != self.epochs:
@@ -191,15 +197,11 @@ class Staged(_Base):
             )
             raise ValueError(msg)
         self._begin(found["running"], found["step"])
-        self._stage(self.running)._before = list(found["before"])
-        self._stage(self.running).on_load_checkpoint(checkpoint)
+        self.stage._before = list(found["before"])
+        self.stage.on_load_checkpoint(checkpoint)
 
-    def _names(self) -> list[str | None]:
-        return [None if stage is None else type(stage).__name__ for stage in self.stages]
-
-    def _stage(self, i: int | None) -> Strategy:
-        first = next(stage for stage in self.stages if stage is not None)
-        return (None if i is None else self.stages[i]) or first
+    def _names(self) -> list[str]:
+        return [type(stage).__name__ for stage in self.stages]
 
     def _at(self, epoch: int) -> int:
         """The stage of an epoch, that of the last epoch for those after it."""
@@ -207,15 +209,17 @@ class Staged(_Base):
         return next(i for i, end in enumerate(ends) if end > min(epoch, ends[-1] - 1))
 
     def _let_go(self) -> None:
-        if self.stage is not None:
+        if self.running is not None:
             self.stage.teardown("fit")
         self.running = None
 
     def _begin(self, i: int, step: int) -> None:
         """Set a stage up, on the weights as they are."""
         self._let_go()
-        self.running, stage = i, self._stage(i)
+        self.running, stage = i, self.stages[i]
         self.loader_mode = stage.loader_mode
+        if stage.record is None:
+            stage.record = self.record
         view: Any = StageTrainer(self.trainer, sum(self.epochs[:i]), step, self.epochs[i])
         stage.trainer = view
         self.task.trainer = self.trainer
@@ -225,14 +229,14 @@ class Staged(_Base):
 
     def _start(self) -> None:
         """Start the stage that was set up; what it draws follows from the seed of the run."""
-        stage = self._stage(self.running).to(self.device)
+        stage = self.stage.to(self.device)
         with torch.random.fork_rng():
             torch.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", 0)))
             stage.on_fit_start()
 
     def _move_on(self, i: int) -> None:
         """End the stage that runs, and begin another on what it left."""
-        self._stage(self.running).on_train_end()
+        self.stage.on_train_end()
         for parameter in self.task.parameters():
             parameter.grad = None
         self._let_go()
@@ -249,13 +253,8 @@ class Staged(_Base):
         self.data.step = 0
         trainer.fit_loop._combined_loader = None
         trainer.fit_loop.setup_data()
-        self._stage(i).on_train_start()
+        self.stage.on_train_start()
 
 
 for _name in FORWARDED:
     setattr(Staged, _name, Forwarded(_name))
-
-
-def _require(fits: bool, msg: str) -> None:
-    if not fits:
-        raise ValueError(msg)

@@ -30,8 +30,8 @@ class Pipeline(Staged, Strategy):
         optimizer: of stages that name none; if not given, each has its own default.
         stages: the strategies, each by `class_path` and `init_args` without `task`. If not given,
             NegGradPlus to impair and FineTune to repair, at their defaults.
-        epochs: how long each stage runs; 1 for one that edits the weights once. The paper takes one
-            epoch for either phase.
+        epochs: how long each stage runs; 1 for one that edits the weights once, 0 for one that is
+            left out. The paper takes one epoch for either phase.
     """
 
     paper: ClassVar[dict] = {

@@ -82,7 +82,8 @@ def run(name: str, task_name: str, folder: str) -> str | None:
         try:
             strategy = STRATEGIES[name](task, **OPTIONS.get(name, {}))
             Trainer(
-                default_root_dir=folder, accelerator="cpu", max_epochs=EPOCHS.get(name, 1),
+                default_root_dir=folder, accelerator="cpu",
+                max_epochs=EPOCHS.get(name, -1 if hasattr(strategy, "stages") else 1),
                 limit_train_batches=2, limit_val_batches=0, logger=False,
                 enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
             ).fit(strategy, Tiny(columns))  # fmt: skip

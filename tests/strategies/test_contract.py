@@ -28,7 +28,7 @@ STRATEGIES = {
 # What a strategy needs beside its defaults to do something on forty samples.
 SETTINGS = {"LFSSD": {"alpha": 1.0}, "SSD": {"alpha": 1.0}}
 # Options that stand for what they build, compared as that.
-BUILT = ("optimizer", "stages")
+BUILT = ("optimizer", "stages", "members")
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The dirpath has changed",
@@ -195,12 +195,9 @@ def test_configuration_resolves_to_the_defaults(name):
             assert value == bare.init_args[key] or tuple(value) == bare.init_args[key], key
     task = ClassificationTask(nn.Linear(2, 2))
     pairs = [(found, cls(task))]
-    if "stages" in found.init_args:
-        pairs += zip(found.init_args.stages, cls(task).stages, strict=True)
+    for key in {"stages", "members"} & set(found.init_args.as_dict()):
+        pairs += zip(found.init_args[key], cls(task).stages, strict=True)
     for written, default in pairs:
-        if written is None:
-            assert default is None
-            continue
         assert written.class_path.rpartition(".")[2] == type(default).__name__
         if default is not pairs[0][1]:
             for key, value in written.init_args.as_dict().items():

@@ -193,6 +193,17 @@ def test_a_stage_that_changes_nothing_is_named(tiny, fit):
     assert not any(text.startswith("FineTune") for text in said)
 
 
+def test_a_stage_without_epochs_is_left_out(tiny, fit):
+    """What it would need of the task too."""
+    task = copy.deepcopy(tiny.task)
+    stages = [maker("SCRUB"), maker("FineTune"), maker("SSD"), maker("CFk")]
+    four = fit(Pipeline(task, None, stages, (0, 1, 0, 1)), tiny.data())
+    two = fit(Pipeline(copy.deepcopy(tiny.task), None, stages[1::2], (1, 1)), tiny.data())
+    same(four.task.state_dict(), two.task.state_dict())
+    assert four.requires == ()
+    assert not four.needs_original
+
+
 def test_epochs_of_the_trainer_may_be_left_to_the_stages(tiny, fit):
     staged = fit(Pipeline(copy.deepcopy(tiny.task), epochs=(2, 1)), tiny.data(), max_epochs=-1)
     assert staged.trainer.current_epoch == 3
@@ -203,10 +214,11 @@ def test_epochs_of_the_trainer_may_be_left_to_the_stages(tiny, fit):
     [
         ({"stages": []}, "`stages` must name at least one strategy, got []"),
         ({"epochs": (1,)}, "`epochs` must have one number for each of the 2 stages, got [1]"),
-        ({"epochs": (1, 0)}, "`epochs[1]` must be at least 1, got 0"),
+        ({"epochs": (1, -1)}, "`epochs` must be at least 0, and not all 0, got [1, -1]"),
+        ({"epochs": (0, 0)}, "`epochs` must be at least 0, and not all 0, got [0, 0]"),
         (
             {"stages": [SSD, FineTune], "epochs": (2, 1)},
-            "`epochs[0]` must be 1, since SSD edits the weights once, got 2",
+            "`epochs[0]` must be at most 1, since SSD edits the weights once, got 2",
         ),
         (
             {"stages": [SSD, Pipeline]},
@@ -235,7 +247,7 @@ def test_a_checkpoint_of_other_stages_is_refused(tiny, fit, tmp_path):
 
 def test_a_task_that_one_stage_cannot_use_is_refused_at_start(fit, tiny):
     task = room.base.Task(torch.nn.Linear(6, 1), loss=torch.nn.MSELoss())
-    with pytest.raises(TypeError, match="SCRUB needs a task with"):
+    with pytest.raises(TypeError, match=r"Pipeline needs a task with \['divergence'\]"):
         fit(Pipeline(task, None, [FineTune, SCRUB], (1, 1)), tiny.data())
 
 
