@@ -10,7 +10,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from datamodules.datasets import MapDataset, Pools, View
+from datamodules.datasets import MapDataset, Pools, View, refuse_overlap
 from datamodules.loaders import Fetcher, StepLoader, SweepLoader
 from datamodules.order import Cycle, mix, plan
 from erasus_pl.requests import ForgetRequest, Manifest, fingerprint
@@ -79,6 +79,7 @@ class UnlearningDataModule(LightningDataModule):
         self.step = 0
         self.manifest: Manifest | None = None
         self._coreset: Tensor | None = None
+        self._part: Tensor | None = None
         self._weights: Tensor | None = None
         self._pools: Pools | None = None
         self._fingerprint: str | None = None
@@ -94,6 +95,7 @@ class UnlearningDataModule(LightningDataModule):
         if self._pools is None:
             self._pools = self.load()
             self._split(self._pools)
+        self.use_part(None)
         if stage == "fit" and self.request is None and self._mode() != "train":
             name = type(getattr(self.trainer, "lightning_module", None)).__name__
             msg = (
@@ -126,6 +128,20 @@ class UnlearningDataModule(LightningDataModule):
             self._fingerprint = fingerprint(pools.content or pools.columns, len(pools.train))
         return self._fingerprint
 
+    def use_part(self, forget: Tensor | None, retain: Tensor | None = None) -> None:
+        """Narrow both sets to a part of the request, none for all; validation sees all of it.
+
+        Args:
+            forget: `(k,)` ascending training positions; steps take all of them, coreset or not.
+            retain: `(m,)` ascending training positions; the retain set's if not given.
+        """
+        self.forget_set, self.retain_set = self._whole
+        self._part = forget
+        if forget is not None:
+            self.forget_set = View(self.train_set, forget)
+        if retain is not None:
+            self.retain_set = View(self.train_set, retain)
+
     @property
     def coreset(self) -> Tensor | None:
         """`(k,)` training positions of the coreset, where there is one."""
@@ -150,7 +166,7 @@ class UnlearningDataModule(LightningDataModule):
     def val_dataloader(self) -> list[SweepLoader]:
         """Forget, retain, test and holdout set, in this order."""
         rank, world = self._rank()
-        splits = (self.forget_set, self.retain_set, self.test_set, self.holdout_set)
+        splits = (*self._whole, self.test_set, self.holdout_set)
         # A rank without a sample would wait for the others where they gather what they logged.
         dealt = (s.positions[rank if len(s) > rank else 0 :: world] for s in splits)
         return [self.sweep(View(s.dataset, part)) for s, part in zip(splits, dealt, strict=True)]
@@ -167,8 +183,8 @@ class UnlearningDataModule(LightningDataModule):
 
     def forget_batches(self) -> Iterator[dict[str, Any]]:
         """The forget set, or its coreset, once and in order, on the model's device."""
-        positions = self.forget_set.positions if self._coreset is None else self._coreset
-        yield from self._on_device(map(self._weighted, self.sweep(View(self.train_set, positions))))
+        part = View(self.train_set, self._spent_on())
+        yield from self._on_device(map(self._weighted, self.sweep(part)))
 
     def retain_batches(self) -> Iterator[dict[str, Any]]:
         """The retain set once and in order, on the model's device."""
@@ -201,7 +217,7 @@ class UnlearningDataModule(LightningDataModule):
             matched = self.request.matches(pools.held_out_columns, m)
             if matched is not None and 0 < matched.sum() < m:
                 holdout, drawn = matched, _MATCHED_HOLDOUT
-            _refuse_overlap(pools, forget)
+            refuse_overlap(pools, forget)
         if pools.holdout is not None:
             holdout, drawn = pools.holdout, _GIVEN_HOLDOUT
         kept = np.ones(n, dtype=bool)
@@ -209,6 +225,7 @@ class UnlearningDataModule(LightningDataModule):
         self.train_set = pools.train
         self.forget_set = View(pools.train, torch.from_numpy(forget))
         self.retain_set = View(pools.train, torch.from_numpy(np.flatnonzero(kept)))
+        self._whole: tuple[View, View] = (self.forget_set, self.retain_set)
         self.test_set = View(pools.held_out, torch.from_numpy(np.flatnonzero(~holdout)))
         self.holdout_set = View(pools.held_out, torch.from_numpy(np.flatnonzero(holdout)))
         if self.request is not None:
@@ -230,11 +247,10 @@ class UnlearningDataModule(LightningDataModule):
         return chosen
 
     def _plan(self, mode: str, rank: int, world: int) -> tuple[Callable[[int], Any], int]:
-        forget = self.forget_set.positions if self._coreset is None else self._coreset
         positions = {
             "train": torch.arange(len(self.train_set)),
             "retain": self.retain_set.positions,
-            "forget": forget,
+            "forget": self._spent_on(),
         }
 
         def walk(name: str, whole_passes: bool, shuffle: bool = True) -> Cycle:
@@ -242,7 +258,7 @@ class UnlearningDataModule(LightningDataModule):
             seed = mix(self.seed, list(positions).index(name))
             return Cycle(positions[name], size, seed, whole_passes, shuffle, rank, world)
 
-        fewest = min(len(forget), len(self.retain_set))
+        fewest = min(len(positions["forget"]), len(self.retain_set))
         if mode == "single_pass" and fewest < world:
             msg = (
                 f"`trainer.devices`: {world} processes cannot share {fewest} samples in one pass; "
@@ -250,6 +266,11 @@ class UnlearningDataModule(LightningDataModule):
             )
             raise ValueError(msg)
         return plan(mode, walk, self.epoch == "forget")
+
+    def _spent_on(self) -> Tensor:
+        if self._part is not None:
+            return self._part
+        return self.forget_set.positions if self._coreset is None else self._coreset
 
     def _mode(self) -> str:
         module = getattr(self.trainer, "lightning_module", None)
@@ -277,16 +298,3 @@ class UnlearningDataModule(LightningDataModule):
         trainer: Any = self.trainer
         for batch in batches:
             yield trainer.strategy.batch_to_device(batch)
-
-
-def _refuse_overlap(pools: Pools, forget: np.ndarray) -> None:
-    if "id" not in pools.columns or "id" not in pools.held_out_columns:
-        return
-    asked = pools.columns["id"][forget]
-    both = np.intersect1d(asked, pools.held_out_columns["id"])
-    if len(both):
-        msg = (
-            f"`request`: {len(both):,} of the forget set's samples are also held out, the first "
-            f"with id {both[0].item()!r}; take them out of the test and holdout data"
-        )
-        raise ValueError(msg)

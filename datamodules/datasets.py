@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-__all__ = ["ArrayDataset", "MapDataset", "Pools", "View"]
+__all__ = ["ArrayDataset", "MapDataset", "Pools", "View", "refuse_overlap"]
 
 
 class MapDataset(Protocol):
@@ -99,3 +99,21 @@ class Pools:
     held_out_columns: dict[str, np.ndarray] = field(default_factory=dict)
     content: dict[str, np.ndarray] = field(default_factory=dict)
     holdout: np.ndarray | None = None
+
+
+def refuse_overlap(pools: Pools, forget: np.ndarray) -> None:
+    """See that nothing that must go, `(k,)` positions, is held out too, by the column `id`.
+
+    Raises:
+        ValueError: some of it is.
+    """
+    if "id" not in pools.columns or "id" not in pools.held_out_columns:
+        return
+    asked = pools.columns["id"][forget]
+    both = np.intersect1d(asked, pools.held_out_columns["id"])
+    if len(both):
+        msg = (
+            f"`request`: {len(both):,} of the forget set's samples are also held out, the first "
+            f"with id {both[0].item()!r}; take them out of the test and holdout data"
+        )
+        raise ValueError(msg)

@@ -388,3 +388,33 @@ def test_bad_options_are_named_with_what_is_accepted(options, message):
 def test_columns_of_unlike_length_are_refused():
     with pytest.raises(ValueError, match=r"columns must have one length, got \{'a': 2, 'b': 3\}"):
         ArrayDataset({"a": torch.zeros(2), "b": torch.zeros(3)})
+
+
+@pytest.mark.parametrize("mode", ["paired", "single_pass", "sequential"])
+def test_a_part_is_what_steps_see_and_validation_sees_the_whole(mode):
+    """The coreset too: whoever asks for a part has chosen it with the coreset in mind."""
+    data = _made(ForgetClass([1]), mode, batch_size=16)
+    whole, retained = data.forget_set.positions, data.retain_set.positions
+    data.use_coreset(torch.tensor([0, 1, 2]), torch.tensor([1.0, 2.0, 3.0]))
+    part, kept = whole[1:9], torch.cat([retained, whole[9:]]).sort().values
+    data.use_part(part, kept)
+    assert torch.equal(data.forget_set.positions, part)
+    assert torch.equal(data.retain_set.positions, kept)
+    seen = {"forget": set(), "retain": set()}
+    for batch in data.train_dataloader():
+        for name, found in batch.items():
+            if found is not None:
+                seen[name] |= set(found["index"].tolist())
+    assert seen["forget"] == set(part.tolist())
+    assert seen["retain"] <= set(kept.tolist())
+    assert mode != "single_pass" or seen["retain"] == set(kept.tolist())
+    measured = [torch.cat([b["index"] for b in loader]) for loader in data.val_dataloader()[:2]]
+    assert torch.equal(measured[0], whole)
+    assert torch.equal(measured[1], retained)
+    data.use_part(None)
+    assert torch.equal(data.forget_set.positions, whole)
+    assert torch.equal(data.retain_set.positions, retained)
+    data.use_part(part)
+    data.setup("fit")
+    assert torch.equal(data.forget_set.positions, whole)
+    assert data.coreset.tolist() == whole[:3].tolist()
