@@ -5,6 +5,7 @@ from erasus_pl.callbacks.checkpoint import RunCheckpoint
 from erasus_pl.callbacks.csv_logger import RunCSVLogger
 from erasus_pl.callbacks.mlflow_logger import RunMLFlowLogger
 from erasus_pl.callbacks.recorder import Recorder
+from erasus_pl.callbacks.sparse_update import SparseUpdate
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -12,5 +13,6 @@ __all__ = [
     "RunCSVLogger",
     "RunCheckpoint",
     "RunMLFlowLogger",
+    "SparseUpdate",
     "save_atomically",
 ]

@@ -13,6 +13,7 @@ from erasus_pl.linalg.hvp import (
     mean_gradient,
 )
 from erasus_pl.linalg.low_rank import inverse_fisher_product
+from erasus_pl.linalg.masks import importance_ratio, top_fraction
 from erasus_pl.linalg.parameters import flatten, trainable_parameters, unflatten
 from erasus_pl.linalg.per_sample import (
     PerSampleGradients,
@@ -33,10 +34,12 @@ __all__ = [
     "gradient_dots",
     "gradient_norms",
     "hessian_vector_product",
+    "importance_ratio",
     "inverse_fisher_product",
     "mean_gradient",
     "per_sample_gradients",
     "pooled_importance",
+    "top_fraction",
     "trainable_parameters",
     "unflatten",
 ]
