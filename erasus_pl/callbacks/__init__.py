@@ -3,12 +3,14 @@
 from erasus_pl.callbacks.atomic_io import AtomicCheckpointIO, save_atomically
 from erasus_pl.callbacks.checkpoint import RunCheckpoint
 from erasus_pl.callbacks.csv_logger import RunCSVLogger
+from erasus_pl.callbacks.low_rank import LowRank
 from erasus_pl.callbacks.mlflow_logger import RunMLFlowLogger
 from erasus_pl.callbacks.recorder import Recorder
 from erasus_pl.callbacks.sparse_update import SparseUpdate
 
 __all__ = [
     "AtomicCheckpointIO",
+    "LowRank",
     "Recorder",
     "RunCSVLogger",
     "RunCheckpoint",

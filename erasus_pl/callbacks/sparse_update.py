@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from erasus_pl.callbacks._compact import Compact, replace
 from erasus_pl.callbacks._names import named_parameters
 from erasus_pl.callbacks._ranking import RANKINGS, ranking
+from erasus_pl.callbacks._still import Still
 from erasus_pl.linalg import top_fraction
 from erasus_pl.strategies.base import Strategy
 
@@ -78,7 +79,7 @@ class SparseUpdate(Callback):
         self._resumed = False
         self._original: dict[str, Tensor] = {}
         self._frozen: list[nn.Parameter] = []
-        self._still: list[tuple[nn.Module, bool]] = []
+        self._still: Still | None = None
         self._compact: list[Compact] = []
         self._undo: list[Callable[[], Any]] = []
 
@@ -149,17 +150,14 @@ class SparseUpdate(Callback):
             for optimizer in trainer.optimizers:
                 self._undo += replace(optimizer, self._compact)
             self._clip_what_moves(strategy)
-        own = [(m, list(m.parameters(recurse=False))) for m in network.modules()]
-        self._still = [
-            (m, m.training) for m, ps in own if ps and not any(p.requires_grad for p in ps)
-        ]
+        self._still = Still(network)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Layers that cannot move keep their statistics."""
-        for module, _ in self._still:
-            module.training = False
+        if self._still is not None:
+            self._still.hold()
 
     def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, _: Any) -> None:
         """Clear the gradients that the optimiser no longer sees."""
@@ -200,9 +198,9 @@ class SparseUpdate(Callback):
             undo()
         for parameter in self._frozen:
             parameter.requires_grad_(True)
-        for module, mode in self._still:
-            module.training = mode
-        self._undo, self._frozen, self._still, self._compact = [], [], [], []
+        if self._still is not None:
+            self._still.release()
+        self._undo, self._frozen, self._still, self._compact = [], [], None, []
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

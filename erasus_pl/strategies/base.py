@@ -37,6 +37,7 @@ class Strategy(LightningModule):
     needs_original: ClassVar[bool] = False
     requires: ClassVar[tuple[str, ...]] = ()
     paper: ClassVar[dict[str, Any]] = {}
+    on_weights: ClassVar[str] = ""  # what it does to the weights themselves, beside learning them
 
     def __init__(self, task: Task, optimizer: OptimizerCallable | None = None) -> None:
         super().__init__()
