@@ -153,7 +153,7 @@ def test_overlay_is_run_by_the_logger_tests(path):
     assert path.name in (CONF.parent / "tests/test_loggers.py").read_text()
 
 
-@pytest.mark.parametrize("path", _parameters(_files("restrict")))
+@pytest.mark.parametrize("path", _parameters(_files("restrict", "robust")))
 def test_overlay_is_appended_to_a_run_and_its_resumption(path, tmp_path, capsys):
     if path.stem == "low_rank" and find_spec("peft") is None:
         pytest.skip("needs peft: pip install 'erasus-pl[llm]'")
@@ -168,4 +168,4 @@ def test_overlay_is_appended_to_a_run_and_its_resumption(path, tmp_path, capsys)
     written = yaml.safe_load((tmp_path / "config.yaml").read_text())["trainer"]["callbacks"]
     (part,) = yaml.safe_load(path.read_text())["trainer"]["callbacks+"]
     assert [c["class_path"] for c in written] == [first["class_path"], part["class_path"]]
-    _holds(written[1]["init_args"], part["init_args"])
+    _holds(written[1].get("init_args", {}), part["init_args"])

@@ -39,8 +39,7 @@ class LowRank(Callback):
 
     Args:
         rank: r, at least 1.
-        alpha: α, above 0; scales what is learnt by α / r. A learning rate that suits whole weights
-            may need more of it.
+        alpha: α, above 0; scales what is learnt by α / r.
         targets: names of the network's modules, with wildcards, such as `blocks.*.qkv`, whose
             linear layers and convolutions are adapted; if not given, those of the whole network,
             except for grouped convolutions. Weights that are frozen, or shared between layers, are

@@ -21,11 +21,13 @@ from erasus_pl.linalg.per_sample import (
     gradient_norms,
     per_sample_gradients,
 )
+from erasus_pl.linalg.two_sided import ascent, nash_weights, rectify, with_gradient
 
 __all__ = [
     "CurvatureError",
     "PerSampleGradients",
     "Solution",
+    "ascent",
     "conjugate_gradient",
     "dampen",
     "diagonal_fisher",
@@ -37,9 +39,12 @@ __all__ = [
     "importance_ratio",
     "inverse_fisher_product",
     "mean_gradient",
+    "nash_weights",
     "per_sample_gradients",
     "pooled_importance",
+    "rectify",
     "top_fraction",
     "trainable_parameters",
     "unflatten",
+    "with_gradient",
 ]

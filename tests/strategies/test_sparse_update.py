@@ -498,3 +498,17 @@ def test_two_processes_with_half_the_batch_equal_one(name, tiny, fit):
                 same_weights = zip(found[0][0].parameters(), strategy.parameters(), strict=True)
                 for a, b in same_weights:
                     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_the_weights_that_matter_are_few_and_not_any(digits, fit):
+    """A tenth of them forgets the threes as all do; a tenth at random does not."""
+    optimizer = lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=5e-4)  # noqa: E731
+    found = {}
+    for mask in ("saliency", "fisher", "random"):
+        strategy = make("NegGradPlus", digits.original, alpha=0.98, optimizer=optimizer)
+        fit(strategy, digits.data(), callbacks=[SparseUpdate(mask, 0.1)], max_epochs=10)
+        found[mask] = digits.measure(strategy)
+    for mask in ("saliency", "fisher"):
+        assert found[mask]["forget"] <= 0.05, found
+        assert found[mask]["retain"] >= digits.retrained["retain"] - 0.03, found
+    assert found["random"]["forget"] > 0.5, found
