@@ -81,6 +81,7 @@ class UnlearningDataModule(LightningDataModule):
         self._coreset: Tensor | None = None
         self._weights: Tensor | None = None
         self._pools: Pools | None = None
+        self._fingerprint: str | None = None
 
     def load(self) -> Pools:
         """Read the data."""
@@ -113,6 +114,17 @@ class UnlearningDataModule(LightningDataModule):
         if weights is not None and self._coreset is not None:
             self._weights = torch.ones(len(self.train_set))
             self._weights[self._coreset] = weights.float()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the training data, after `setup`."""
+        if self._fingerprint is None:
+            if self._pools is None:
+                msg = "there is no fingerprint before `setup`; call setup() first"
+                raise RuntimeError(msg)
+            pools = self._pools
+            self._fingerprint = fingerprint(pools.content or pools.columns, len(pools.train))
+        return self._fingerprint
 
     @property
     def coreset(self) -> Tensor | None:
@@ -202,7 +214,7 @@ class UnlearningDataModule(LightningDataModule):
         if self.request is not None:
             self.manifest = Manifest.create(
                 dataset=pools.name,
-                fingerprint=fingerprint(pools.content or pools.columns, n),
+                fingerprint=self.fingerprint,
                 request=self.request,
                 forget=forget,
                 train=n,

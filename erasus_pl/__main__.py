@@ -18,8 +18,12 @@ VERBS = {
     "predict": "write the outputs of a checkpoint on those sets to a file",
     "evaluate": "hold a checkpoint against original and retrained, write the report anew",
     "catalogue": "list strategies, selectors, attacks, tasks and datamodules",
+    "benchmark": "run a suite of methods side by side and write its page",
 }
-_LIGHT = {"catalogue": "erasus_pl.commands.catalogue"}
+_LIGHT = {
+    "catalogue": "erasus_pl.commands.catalogue",
+    "benchmark": "erasus_pl.commands.benchmark",
+}
 
 
 def main(args: list[str] | None = None) -> int:

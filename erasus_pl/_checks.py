@@ -75,6 +75,7 @@ def check(
             raise UsageError(msg)
         model.trainer = trainer
         model.setup(verb)
+        model.teardown(verb)  # what it holds still would be still while the original is trained
     task = _task(model)
     if isinstance(task, Task):
         _try(task, data)

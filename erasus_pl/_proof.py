@@ -3,7 +3,7 @@
 import copy
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -17,7 +17,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from datamodules import UnlearningDataModule
 from erasus_pl import __version__
 from erasus_pl._console import say, watch
-from erasus_pl.callbacks import Recorder
+from erasus_pl._words import UsageError
+from erasus_pl.callbacks import Recorder, how_to_record
 from erasus_pl.evaluation.gold import Kept, cache_key
 from erasus_pl.selectors import Selector
 from erasus_pl.strategies import Strategy
@@ -85,18 +86,34 @@ class Proof:
             "content": data.manifest.fingerprint if data.manifest else None,
         }
 
-    def original(self) -> None:
-        """Give the task the weights of a trained original: its own, kept ones, or new ones."""
+    def original(self, users: Sequence[Strategy | Selector] = ()) -> None:
+        """Give the task the weights of a trained original: its own, kept ones, or new ones.
+
+        Args:
+            users: get a record of its training, where they need one and none is given.
+
+        Raises:
+            UsageError: one needs a record, and the original's weights are given without it.
+        """
         task = self.model.task
+        found_by = [(u, u.recorder()) for u in users if u.record is None]
+        asked = [(u, r) for u, r in found_by if r is not None]
         if task.checkpoint is not None:
+            for user, _ in asked:
+                raise UsageError(how_to_record(user))
             say(f"original: the weights of {task.checkpoint}")
         else:
             say("original: looking for a trained model …")
             key = cache_key(**self.parts, seed=self.data.seed)
+            paths = {r.name: self.kept.record("original", key, r) for _, r in asked}
+            recorders = list({r.name: r for _, r in asked}.values())
             self.kept.trainer["callbacks"] = self.bar("training the original")
             model, seconds, found = self.kept.get(
-                "original", key, task, self.data, "train", self.data.seed
+                "original", key, task, self.data, "train", self.data.seed, recorders
             )
+            for user, recorder in asked:
+                user.record = str(paths[recorder.name])
+                say(f"record: {user.record}")
             task.network.load_state_dict(model.network.state_dict())
             self.seconds["original"] = seconds
             say(f"original: {_how(found)} in {seconds:.1f} s")

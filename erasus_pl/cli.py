@@ -234,7 +234,9 @@ class ErasusCLI(LightningCLI):
         check(str(self.subcommand), self.model, self.datamodule, self.trainer)
         if isinstance(self.model, Strategy) and self.subcommand in ("fit", "evaluate"):
             self.proof = Proof(self._settings, self.model, self.datamodule, self._bar)
-            self.proof.original()
+            users: list[Strategy | Selector] = [self.model]
+            users += [c for c in self.callbacks if isinstance(c, Selector)]
+            self.proof.original(users if self.subcommand == "fit" else ())
             self._set_seed()
         return path
 

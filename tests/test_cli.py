@@ -64,7 +64,7 @@ def test_help_needs_no_torch_and_lists_every_verb():
 
 
 def test_the_verbs_of_the_help_are_those_there_are():
-    assert set(VERBS) == {*ErasusCLI.subcommands(), "catalogue"}
+    assert set(VERBS) == {*ErasusCLI.subcommands(), "catalogue", "benchmark"}
 
 
 def test_help_of_a_verb_names_its_options(capsys):
@@ -88,6 +88,16 @@ def test_a_second_run_reuses_the_original_and_says_so(finished, run):
     kept = {p: p.stat().st_mtime_ns for p in Path("runs/cache").iterdir()}
     assert "original: reused, trained before" in run("fit", *RUN, *QUIET)
     assert kept == {p: p.stat().st_mtime_ns for p in Path("runs/cache").iterdir()}
+
+
+def test_the_original_does_not_depend_on_which_layers_unlearning_holds(finished, run):
+    (kept,) = Path("runs/cache").glob("original*")
+    before = _weights(kept)
+    kept.unlink()
+    out = run("fit", *RUN, *QUIET, f"--model={CONF}/strategy/cf_k.yaml")
+    assert "original: trained" in out
+    for key, value in _weights(kept).items():
+        assert torch.equal(value, before[key]), key
 
 
 def test_the_gold_is_kept_for_the_request_and_no_other(run):

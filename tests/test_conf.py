@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from erasus_pl import strategies
 from erasus_pl.__main__ import main
+from erasus_pl.strategies import Strategy
 
 CONF = Path(__file__).parents[1] / "conf"
 DATA = Path(os.environ.get("ERASUS_PL_DATA", CONF.parents[1] / "shared" / "data"))
@@ -96,12 +98,17 @@ def test_part_runs_on_digits(path, tmp_path, capsys):
         "evidence": {"enabled": False},
     }
     run["model" if path.parent.name == "strategy" else "selector"] = str(path)
+    part = yaml.safe_load(path.read_text())
+    needs = getattr(strategies, part["class_path"].rsplit(".", 1)[-1], Strategy).requires
+    network = ["--task.init_args.network=ConvNet"] if "convolutions" in needs else []
+    stages = part.get("init_args", {}).get("epochs")
+    if path.parent.name == "strategy" and stages:
+        run["trainer"]["max_epochs"] = sum(stages)
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(run))
     arguments = ["fit", "--config", str(file), *_quick(tmp_path), "--task.init_args.epochs=1"]
-    assert main(arguments) == 0, capsys.readouterr().err
+    assert main([*arguments, *network]) == 0, capsys.readouterr().err
     written = yaml.safe_load((tmp_path / "config.yaml").read_text())
-    part = yaml.safe_load(path.read_text())
     resolved = written["model" if path.parent.name == "strategy" else "selector"]
     assert resolved["class_path"].rsplit(".", 1)[-1] == part["class_path"].rsplit(".", 1)[-1]
     _holds(resolved.get("init_args", {}), part.get("init_args", {}))
@@ -111,6 +118,9 @@ def _holds(resolved, part):
     for name, value in part.items():
         if isinstance(value, dict):
             _holds(resolved[name], value)
+        elif isinstance(value, list) and any(isinstance(v, dict) for v in value):
+            for given, entry in zip(resolved[name], value, strict=True):
+                _holds({name: given}, {name: entry})
         elif name == "class_path":
             assert resolved[name].rsplit(".", 1)[-1] == value.rsplit(".", 1)[-1]
         else:

@@ -42,5 +42,5 @@ def test_a_missing_adapter_library_names_the_extra_that_brings_it(monkeypatch, c
     assert main(["fit", "--config", str(conf / "quickstart.yaml"), *overlay]) == 2
     err = capsys.readouterr().err
     assert err == (
-        "error: 'erasus_pl.callbacks.LowRank' needs `peft`: pip install 'erasus-pl[llm]'\n"
+        "error: 'erasus_pl.mechanisms.LowRank' needs `peft`: pip install 'erasus-pl[llm]'\n"
     )

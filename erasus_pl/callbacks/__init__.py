@@ -3,26 +3,20 @@
 from erasus_pl.callbacks.atomic_io import AtomicCheckpointIO, save_atomically
 from erasus_pl.callbacks.checkpoint import RunCheckpoint
 from erasus_pl.callbacks.csv_logger import RunCSVLogger
-from erasus_pl.callbacks.gradient_rectified import GradientRectified
-from erasus_pl.callbacks.gradient_rule import GradientRule
-from erasus_pl.callbacks.low_rank import LowRank
 from erasus_pl.callbacks.mlflow_logger import RunMLFlowLogger
-from erasus_pl.callbacks.nash_bargaining import NashBargaining
 from erasus_pl.callbacks.recorder import Recorder
-from erasus_pl.callbacks.sharpness_aware import SharpnessAware
-from erasus_pl.callbacks.sparse_update import SparseUpdate
+from erasus_pl.callbacks.sample_history import SampleHistory
+from erasus_pl.callbacks.training_record import TrainingRecord, how_to_record, read_record
 
 __all__ = [
     "AtomicCheckpointIO",
-    "GradientRectified",
-    "GradientRule",
-    "LowRank",
-    "NashBargaining",
     "Recorder",
     "RunCSVLogger",
     "RunCheckpoint",
     "RunMLFlowLogger",
-    "SharpnessAware",
-    "SparseUpdate",
+    "SampleHistory",
+    "TrainingRecord",
+    "how_to_record",
+    "read_record",
     "save_atomically",
 ]

@@ -16,13 +16,16 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-__all__ = ["KINDS", "catalogue", "main"]
+__all__ = ["KINDS", "MATRIX", "catalogue", "main"]
 
+# Strategy → task → None, or why the pair does not run; found by running every pair.
+MATRIX = Path(__file__).with_name("matrix.json")
 KINDS = ("strategies", "selectors", "attacks", "tasks", "datamodules")
 
 _CITATION = re.compile(
     r'"(?P<title>[^"]+?),?" \((?:[^()]* )?(?P<year>\d{4})(?:, arXiv:(?P<arxiv>[\d.]+))?'
 )
+_CASES = {"class": "forgetting a class", "random": "forgetting random samples"}
 _NARROW = 60  # columns below which a table is harder to read than lines
 _ABOUT = """\
 List strategies, selectors, attacks, tasks and datamodules, with the paper each is from and what it
@@ -34,8 +37,9 @@ def catalogue() -> dict[str, list[dict[str, Any]]]:
     """Everything there is, by kind; each entry has `name`, `class_path` and `summary`.
 
     Strategies add `paper`, `form` ("iterative" or "one-shot"), `requires`, `tasks` (those that
-    provide it), `loader_mode` and `needs_original`; selectors `paper`, `form` ("scores" or "set"),
-    `requires` and `tasks`; attacks, which are the public names that end so, the first `paper` that
+    provide it), `loader_mode`, `needs_original` and `limits` (for what it is no good at its
+    defaults, and why); selectors `paper`, `form` ("scores" or "set"), `requires` and `tasks`;
+    attacks, which are the public names that end so, the first `paper` that
     their module's docstring cites; tasks `provides`.
 
     Raises:
@@ -66,11 +70,17 @@ def main(args: list[str]) -> int:
     parser = _Parser("erasus_pl catalogue", description=_ABOUT)
     parser.add_argument("kind", nargs="?", metavar="KIND", help=f"one of {', '.join(KINDS)}")
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    parser.add_argument(
+        "--matrix", action="store_true",
+        help="which strategy runs on which task, as found by running each pair for two steps",
+    )  # fmt: skip
     try:
         given = parser.parse_args(args)
         if given.kind is not None and given.kind not in KINDS:
             message = f"`KIND` must be one of {', '.join(KINDS)}, got {given.kind!r}"
             raise UsageError(message + did_you_mean(given.kind, KINDS))
+        if given.matrix:
+            return _matrix(given.json)
         found = catalogue()
     except (UsageError, SourceError) as error:
         return complain(str(error))
@@ -112,6 +122,7 @@ def _strategy(room: Room, definition: Definition, tasks: list[dict]) -> dict[str
         **_matched(room, definition, tasks, "one-shot" if one_shot else "iterative"),
         "loader_mode": room.value(definition, "loader_mode", "paired"),
         "needs_original": room.value(definition, "needs_original", False),
+        "limits": room.value(definition, "limits", {}),
     }
 
 
@@ -150,6 +161,39 @@ def _show(found: dict[str, list[dict[str, Any]]]) -> None:
         console.print()
 
 
+def _matrix(as_json: bool) -> int:
+    kept: dict[str, dict[str, str | None]] = json.loads(MATRIX.read_text("utf-8"))
+    if as_json:
+        print(json.dumps(kept, indent=2, ensure_ascii=False))
+        return 0
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    reasons: dict[str, int] = {}
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("strategy", style="cyan")
+    for task in next(iter(kept.values())):
+        table.add_column(task)
+    for name, cells in kept.items():
+        whys = [_reason(why, name) for why in cells.values()]
+        marks = (f"({reasons.setdefault(w, len(reasons) + 1)})" if w else "yes" for w in whys)
+        table.add_row(name, *marks)
+    console.print(table)
+    for why, number in reasons.items():
+        console.print(f"({number}) {why}", style="dim", markup=False)
+    return 0
+
+
+def _reason(why: str | None, name: str) -> str | None:
+    """The reason without the names in it, so that equal ones share a number."""
+    if why is None:
+        return None
+    short = re.sub(rf"^{name} ", "", why)
+    return re.sub(r"(needs a task with \[.*?\]).*", r"\1, and this one has none", short)
+
+
 def _table(entries: list[dict[str, Any]], columns: list[str]) -> Table:
     from rich import box
     from rich.table import Table
@@ -180,6 +224,8 @@ def _about(entry: dict[str, Any]) -> Text:
     about = Text(entry["summary"], style="default")
     if entry.get("paper"):
         about.append(f"\n{_cite(entry['paper'])}", style="dim")
+    for what, why in entry.get("limits", {}).items():
+        about.append(f"\nnot for {_CASES[what]} at its defaults: {why}", style="yellow")
     return about
 
 

@@ -7,13 +7,16 @@ import copy
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import torch
+from lightning.pytorch import Callback
 
 from erasus_pl.callbacks.atomic_io import save_atomically
+from erasus_pl.callbacks.training_record import TrainingRecord
 from erasus_pl.strategies.retrain import reset_trainable
 from erasus_pl.tasks.base import Task
 from erasus_pl.tasks.weights import load_safely
@@ -27,6 +30,7 @@ def train_task(
     on: Literal["train", "retrain"],
     seed: int,
     trainer: Mapping[str, Any] | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> float:
     """Train a task in place, from a fresh initialisation of all that is not frozen.
 
@@ -36,6 +40,7 @@ def train_task(
         on: `train` for all of the training data, `retrain` for the retain set alone.
         seed: of the initialisation, the order of batches and every step.
         trainer: arguments of the Lightning Trainer, such as `accelerator`.
+        callbacks: added to those of `trainer`, such as a `TrainingRecord`.
 
     Returns:
         Wall seconds.
@@ -44,6 +49,8 @@ def train_task(
     reset_trainable(task.train(), task.reset, seed)
     task.loader_mode = on
     order, data.seed = data.seed, seed
+    given = dict(trainer or {})
+    given["callbacks"] = [*(given.get("callbacks") or []), *callbacks]
     start = time.perf_counter()
     try:
         pl.Trainer(
@@ -52,7 +59,7 @@ def train_task(
             enable_checkpointing=False,
             enable_model_summary=False,
             limit_val_batches=0,
-            **(trainer or {}),
+            **given,
         ).fit(task, data)
     finally:
         data.seed = order
@@ -106,6 +113,7 @@ class Kept:
         data: Any,
         on: Literal["train", "retrain"],
         seed: int,
+        recorders: Sequence[TrainingRecord] = (),
     ) -> tuple[Task, float, bool]:
         """A trained copy of a task: read from disk, or trained and kept.
 
@@ -116,24 +124,42 @@ class Kept:
             data: its datamodule.
             on: what to train on.
             seed: of that training.
+            recorders: what records that training; each one's file is kept at `record(…)`. Where
+                the model is there and a file is not, it is trained again to the same weights.
 
         Returns:
             The model in eval mode, the wall seconds its training took, and whether it was read.
 
         Raises:
             ValueError: the file is damaged, or holds more than tensors.
+            RuntimeError: training again gave other weights.
         """
         path = self.folder / f"{name}-{key}.ckpt"
         model = copy.deepcopy(task)
         found = path.is_file()
         if found:
             seconds = _read(path, model)
+            missing = [r for r in recorders if not self.record(name, key, r).is_file()]
+            if missing:
+                again = copy.deepcopy(task)
+                train_task(again, data, on, seed, self.trainer, missing)
+                _compare(again.cpu(), model, path)
+                self._write(name, key, missing)
         else:
-            seconds = train_task(model, data, on, seed, self.trainer)
+            seconds = train_task(model, data, on, seed, self.trainer, recorders)
             model.cpu()
+            self._write(name, key, recorders)
             state = {"state_dict": model.network.state_dict(), "seconds": seconds, "seed": seed}
             save_atomically(state, path)
         return model.eval(), seconds, found
+
+    def record(self, name: str, key: str, recorder: TrainingRecord) -> Path:
+        """Where the record of a kept model's training is."""
+        return self.folder / f"{name}-{key}.{recorder.name}.pt"
+
+    def _write(self, name: str, key: str, recorders: Sequence[TrainingRecord]) -> None:
+        for recorder in recorders:
+            recorder.write(self.record(name, key, recorder))
 
 
 def _read(path: Path, model: Task) -> float:
@@ -145,3 +171,15 @@ def _read(path: Path, model: Task) -> float:
     except (RuntimeError, KeyError, TypeError) as error:
         msg = f"`evidence.cache`: {str(path)!r} is no kept model of this network; {remedy}"
         raise ValueError(msg) from error
+
+
+def _compare(again: Task, kept: Task, path: Path) -> None:
+    expected = kept.network.state_dict()
+    for name, value in again.network.state_dict().items():
+        if isinstance(value, torch.Tensor) and not torch.equal(value, expected[name]):
+            msg = (
+                f"`evidence.cache`: training {str(path)!r} again, to record it, gave another "
+                f"{name}: it was trained on another machine, or its training does not repeat; "
+                "delete it to train and record that model anew"
+            )
+            raise RuntimeError(msg)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -28,7 +29,7 @@ from torch.utils import _pytree as pytree
 
 from erasus_pl.linalg.batches import batch_size, is_batched, rows
 from erasus_pl.linalg.capture import Captured, Unsupported, capture, layers_with_parameters
-from erasus_pl.linalg.contributions import ParameterGradient
+from erasus_pl.linalg.contributions import Dense, ParameterGradient
 from erasus_pl.linalg.parameters import trainable_parameters, unflatten
 
 __all__ = [
@@ -108,6 +109,18 @@ class PerSampleGradients:
             }
         parts = list(self._formed(batch))
         return {name: torch.cat([part[name] for part in parts]) for name in self.parameters}
+
+    def parts(self, batch: Any) -> Iterator[dict[str, ParameterGradient]]:
+        """The gradients by name, a few samples at a time, in factors where the route has them."""
+        if (groups := self._ghost(batch)) is not None:
+            yield groups
+            return
+        for part in self._formed(batch):
+            made = {}
+            for name, gradient in part.items():
+                made[name] = ParameterGradient(len(gradient), gradient.shape[1:])
+                made[name].add(Dense(partial(_given, gradient)))
+            yield made
 
     def squares(self, batch: Any) -> dict[str, Tensor]:
         """The sum over samples of the squared gradient, in each parameter's shape, by name."""
@@ -226,6 +239,10 @@ class PerSampleGradients:
             name: torch.stack(each)
             for name, each in zip(self.parameters, zip(*found, strict=True), strict=True)
         }
+
+
+def _given(gradient: Tensor) -> Tensor:
+    return gradient
 
 
 def _flat(gradients: dict[str, Tensor]) -> Tensor:

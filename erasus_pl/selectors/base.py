@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from erasus_pl.callbacks.training_record import TrainingRecord
 from erasus_pl.strategies.base import Strategy
 from erasus_pl.tasks.base import Batch
 
@@ -43,6 +44,7 @@ class Selector(Callback):
 
     requires: ClassVar[tuple[str, ...]] = ()
     paper: ClassVar[dict[str, Any]] = {}
+    record: str | None = None
 
     def __init__(self, fraction: float | None = None, k: int | None = None, seed: int = 0) -> None:
         if (fraction is None) == (k is None):
@@ -59,6 +61,14 @@ class Selector(Callback):
         self.seed = seed
         self.seconds: float | None = None
         self._picked: dict[str, Tensor | None] = {}
+
+    def recorder(self) -> TrainingRecord | None:
+        """What must record the original's training for this selector; none where nothing must.
+
+        `read_record(self, strategy)` reads the file; `fit` sets `record` where it trains the
+        original, so give that option and nothing else for it.
+        """
+        return None
 
     def scores(self, strategy: Strategy, dataset: Any) -> Tensor:
         """Score every sample of the dataset, `(n,)`; the highest are kept."""

@@ -8,13 +8,22 @@ is that without the ``1/n``. *Sign:* positive where removing z raises the target
 samples that hold up the model's grip on the target come first.
 
 ``H`` is the damped Hessian of the mean training loss (Sec. 4.2) or, by default, its Gauss-Newton
-matrix, which is positive semi-definite wherever training stopped. One inverse product by conjugate
-gradients serves all samples; the products with their gradients are batched (``linalg``).
+matrix, which is positive semi-definite wherever training stopped. One inverse product serves all
+samples; the products with their gradients are batched. The inverse product is one of ``linalg``:
+
+* ``exact``: the whole matrix, for small models;
+* ``cg``: conjugate gradients, to a tolerance;
+* ``lissa``: a Neumann series over random batches (arXiv:1602.03943);
+* ``arnoldi``: the eigenvalues of largest size alone (arXiv:2112.03052);
+* ``ekfac``: Kronecker factors of each linear and convolutional layer, the others left out
+  (arXiv:2308.03296), of the Fisher information of labels drawn from the model, which is the
+  Gauss-Newton matrix of cross-entropy, or of the data's labels (the empirical one);
+* ``datainf``: the empirical Fisher information, with mean and inverse swapped (arXiv:2310.00902).
 """
 
 import warnings
-from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,17 +31,37 @@ from torch.utils.data import Dataset, Subset
 
 from erasus_pl.linalg import (
     PerSampleGradients,
+    Solution,
+    arnoldi,
     conjugate_gradient,
+    datainf_solve,
+    dense_solve,
+    ekfac_blocks,
+    ekfac_solve,
+    flatten,
     gauss_newton_vector_product,
     hessian_vector_product,
+    lissa,
+    low_rank_solve,
     mean_gradient,
+    unflatten,
 )
+from erasus_pl.selectors._rows import refuse_nonfinite, sampled_loss
 from erasus_pl.selectors.base import Selector
 from erasus_pl.strategies.base import Strategy
 
 __all__ = ["Influence", "removal_influence"]
 
+Solver = Literal["exact", "cg", "lissa", "arnoldi", "ekfac", "datainf"]
 _TARGETS = ("forget", "retain", "test", "holdout")
+# What belongs to some solvers only, and its value there by default.
+_OWN: dict[str, dict[str, Any]] = {
+    "tolerance": {"cg": 1e-3, "lissa": 0.1},
+    "max_iterations": {"cg": 100, "lissa": 5000, "arnoldi": 200},
+    "part": {"lissa": 100},
+    "rank": {"arnoldi": None},
+    "fisher": {"ekfac": "sampled"},
+}
 
 
 def removal_influence(
@@ -44,8 +73,12 @@ def removal_influence(
     training: list[Any],
     curvature: Literal["gauss_newton", "hessian"] = "gauss_newton",
     damping: float = 0.01,
-    tolerance: float = 1e-3,
-    max_iterations: int = 100,
+    tolerance: float | None = None,
+    max_iterations: int | None = None,
+    solver: Solver = "cg",
+    rank: int | None = None,
+    fisher_loss: Callable[[Any], Tensor] | None = None,
+    seed: int = 0,
 ) -> Tensor:
     """``grad L_target^T (H + damping I)^-1 grad loss(z)`` of each sample z, ``(n,)``.
 
@@ -55,15 +88,24 @@ def removal_influence(
         loss_fn: ``(outputs, batch) -> (B,)``, one loss for each sample.
         samples: batches of the samples to score, n in all.
         target: batches whose mean loss is followed.
-        training: batches whose mean loss gives the curvature; read once per iteration.
-        curvature: which matrix ``H`` is.
+        training: batches whose mean loss gives the curvature; read once per iteration, by
+            ``lissa`` one at a time, so let them be of one size.
+        curvature: which matrix ``H`` is; ``ekfac`` and ``datainf`` have one of their own.
         damping: added to its diagonal.
-        tolerance: of the linear system's residual, relative to the right-hand side.
-        max_iterations: products with ``H`` at most.
+        tolerance: of the linear system's residual, relative to the right-hand side; 1e-3 for
+            ``cg``, 0.1 for ``lissa``.
+        max_iterations: products with ``H`` at most; 100 for ``cg``, 5000 for ``lissa``, 200 for
+            ``arnoldi``.
+        solver: of the linear system.
+        rank: eigenvalues that ``arnoldi`` keeps; as many as it has iterations by default.
+        fisher_loss: ``batch -> (B,)``, whose gradients' second moment is the curvature of
+            ``ekfac``; the loss itself by default.
+        seed: of what ``lissa`` and ``arnoldi`` draw.
 
     Raises:
-        CurvatureError: when the damped Hessian is not positive definite.
+        CurvatureError: when the damped matrix is not positive definite.
         FloatingPointError: when a loss is not finite.
+        ValueError: when the model is too large for ``exact``, or has no layer for ``ekfac``.
 
     Warns:
         UserWarning: when ``max_iterations`` did not reach ``tolerance``.
@@ -72,22 +114,56 @@ def removal_influence(
     def losses(batch: Any) -> Tensor:
         return loss_fn(forward_fn(batch), batch)
 
-    def product(vector: Tensor) -> Tensor:
+    def product(vector: Tensor, batches: list[Any] = training) -> Tensor:
         if curvature == "hessian":
-            return hessian_vector_product(module, losses, training, vector)
-        return gauss_newton_vector_product(module, forward_fn, loss_fn, training, vector)
+            return hessian_vector_product(module, losses, batches, vector)
+        return gauss_newton_vector_product(module, forward_fn, loss_fn, batches, vector)
 
-    solution = conjugate_gradient(
-        product, mean_gradient(module, losses, target), damping, tolerance, max_iterations
-    )
+    gradients = PerSampleGradients(module, losses)
+    slope = mean_gradient(module, losses, target)
+    tolerance = _own("tolerance", tolerance, solver)
+    iterations = _own("max_iterations", max_iterations, solver)
+    if solver == "exact":
+        x = dense_solve(product, slope, damping)
+    elif solver == "cg":
+        x = _told(conjugate_gradient(product, slope, damping, tolerance, iterations), tolerance)
+    elif solver == "lissa":
+        parts = [lambda v, b=batch: product(v, _listed(b)) for batch in training]
+        x = _told(lissa(parts, slope, damping, tolerance, iterations, seed), tolerance)
+    elif solver == "arnoldi":
+        x = low_rank_solve(*arnoldi(product, slope, iterations, rank, seed), slope, damping)
+    else:
+        along = unflatten(slope, gradients.parameters)
+        if solver == "ekfac":
+            of = PerSampleGradients(module, fisher_loss or losses)
+            blocks = ekfac_blocks(module, lambda: _all_parts(of, training))
+            x = flatten(ekfac_solve(blocks, along, damping))
+        else:
+            x = flatten(datainf_solve(_all_parts(gradients, training), along, damping))
+    return torch.cat([gradients.dots(batch, x) for batch in samples])
+
+
+def _own(name: str, given: Any, solver: str) -> Any:
+    return _OWN[name].get(solver) if given is None else given
+
+
+def _listed(batch: Any) -> list[Any]:
+    return batch if isinstance(batch, list) else [batch]
+
+
+def _all_parts(gradients: PerSampleGradients, batches: list[Any]) -> Iterator[Any]:
+    for batch in batches:
+        yield from gradients.parts(batch)
+
+
+def _told(solution: Solution, tolerance: float) -> Tensor:
     if not solution.converged:
         warnings.warn(
             f"influence: the linear system is solved to {solution.residual:.1e} of {tolerance:.1e} "
             f"after {solution.iterations} iterations; raise `max_iterations` or `damping`",
-            stacklevel=2,
+            stacklevel=3,
         )
-    gradients = PerSampleGradients(module, losses)
-    return torch.cat([gradients.dots(batch, solution.x) for batch in samples])
+    return solution.x
 
 
 class Influence(Selector):
@@ -97,13 +173,19 @@ class Influence(Selector):
         fraction: part of the forget set to keep, in (0, 1].
         k: number of samples to keep; give either `fraction` or `k`.
         target: set whose mean loss is followed: forget, retain, test or holdout.
-        curvature: `gauss_newton`, or `hessian`, which near a minimum only is positive definite.
-        damping: added to the diagonal of the curvature.
+        solver: of the linear system: exact, cg, lissa, arnoldi, ekfac or datainf.
+        curvature: `gauss_newton`, or `hessian`, which near a minimum only is positive definite and
+            which `ekfac` and `datainf` cannot take.
+        damping: added to the diagonal of the curvature; above 0 for lissa, ekfac and datainf.
         samples: training samples that the curvature is averaged over, drawn uniformly; all of
             them where there are fewer.
-        tolerance: of the linear system's residual, relative to the right-hand side.
-        max_iterations: products with the curvature at most.
-        seed: of the draw of training samples.
+        tolerance: of cg (1e-3) and lissa (0.1): the linear system's residual, relative to the
+            right-hand side, beyond which a warning is given.
+        max_iterations: of cg (100), lissa (5000) and arnoldi (200): products with the curvature.
+        part: of lissa: training samples in a product, 100 by default.
+        rank: of arnoldi: eigenvalues to keep, all that it finds by default.
+        fisher: of ekfac: `sampled` labels of the model, the default, or `empirical` ones.
+        seed: of the draw of training samples, and of what a solver draws.
     """
 
     paper: ClassVar[dict[str, Any]] = {
@@ -117,53 +199,102 @@ class Influence(Selector):
         fraction: float | None = None,
         k: int | None = None,
         target: Literal["forget", "retain", "test", "holdout"] = "forget",
+        solver: Literal["exact", "cg", "lissa", "arnoldi", "ekfac", "datainf"] = "cg",
         curvature: Literal["gauss_newton", "hessian"] = "gauss_newton",
         damping: float = 0.01,
         samples: int = 1000,
-        tolerance: float = 1e-3,
-        max_iterations: int = 100,
+        tolerance: float | None = None,
+        max_iterations: int | None = None,
+        part: int | None = None,
+        rank: int | None = None,
+        fisher: Literal["sampled", "empirical"] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(fraction, k, seed)
-        if target not in _TARGETS:
-            msg = f"`target` must be one of {_TARGETS}, got {target!r}"
-            raise ValueError(msg)
-        if curvature not in ("gauss_newton", "hessian"):
-            msg = f"`curvature` must be 'gauss_newton' or 'hessian', got {curvature!r}"
-            raise ValueError(msg)
-        if damping < 0:
-            msg = f"`damping` must not be negative, got {damping}"
-            raise ValueError(msg)
-        for name, value in (("samples", samples), ("max_iterations", max_iterations)):
-            if value < 1:
-                msg = f"`{name}` must be at least 1, got {value}"
+        for name, value, accepted in (
+            ("target", target, _TARGETS),
+            ("solver", solver, get_args(Solver)),
+            ("curvature", curvature, ("gauss_newton", "hessian")),
+            ("fisher", fisher, (None, "sampled", "empirical")),
+        ):
+            if value not in accepted:
+                msg = f"`{name}` must be one of {accepted}, got {value!r}"
                 raise ValueError(msg)
-        if not tolerance > 0:
+        for name, given in (
+            ("tolerance", tolerance),
+            ("max_iterations", max_iterations),
+            ("part", part),
+            ("rank", rank),
+            ("fisher", fisher),
+        ):
+            if given is not None and solver not in _OWN[name]:
+                msg = (
+                    f"`{name}` belongs to solver {' or '.join(_OWN[name])}, got solver {solver!r} "
+                    f"with {name}={given}: leave it out"
+                )
+                raise ValueError(msg)
+        if curvature == "hessian" and solver in ("ekfac", "datainf"):
+            msg = (
+                f"`curvature` must be 'gauss_newton' for solver {solver!r}, whose matrix is a "
+                "Fisher information, got 'hessian': use solver 'cg'"
+            )
+            raise ValueError(msg)
+        if not damping >= 0 or (damping == 0 and solver in ("lissa", "ekfac", "datainf")):
+            least = "above 0" if solver in ("lissa", "ekfac", "datainf") else "at least 0"
+            msg = f"`damping` must be {least} for solver {solver!r}, got {damping}"
+            raise ValueError(msg)
+        counts = {"samples": samples, "max_iterations": max_iterations, "part": part, "rank": rank}
+        for name, count in counts.items():
+            if count is not None and count < 1:
+                msg = f"`{name}` must be at least 1, got {count}"
+                raise ValueError(msg)
+        if tolerance is not None and not tolerance > 0:
             msg = f"`tolerance` must be positive, got {tolerance}"
             raise ValueError(msg)
-        self.target = target
-        self.curvature = curvature
-        self.damping = damping
-        self.samples = samples
-        self.tolerance = tolerance
-        self.max_iterations = max_iterations
+        self.target, self.solver, self.curvature = target, solver, curvature
+        self.damping, self.samples = damping, samples
+        self.tolerance = _own("tolerance", tolerance, solver)
+        self.max_iterations = _own("max_iterations", max_iterations, solver)
+        self.part = _own("part", part, solver)
+        self.rank = rank
+        self.fisher = _own("fisher", fisher, solver)
 
     def scores(self, strategy: Strategy, dataset: Dataset[Any]) -> Tensor:
         """Influence of removing each sample on the target's loss, ``(n,)``."""
-        data = strategy.trainer.datamodule  # type: ignore[attr-defined]
+        task, data = strategy.task, strategy.trainer.datamodule  # type: ignore[attr-defined]
+        if self.fisher == "sampled" and "log_likelihood" not in task.capabilities:
+            msg = (
+                f"Influence: {type(task).__name__} has no softmax to draw labels from, as `fisher: "
+                "sampled` of solver ekfac does; use `fisher: empirical`"
+            )
+            raise TypeError(msg)
+        with torch.no_grad():
+            own = [task.per_sample_loss(task(b), b) for b in self.batches(strategy, dataset)]
+        refuse_nonfinite(torch.cat(own), "Influence")
         whole = data.train_set
         generator = torch.Generator().manual_seed(self.seed)
-        drawn = torch.randperm(len(whole), generator=generator)[: self.samples].sort().values
+        order = torch.randperm(len(whole), generator=generator)[: self.samples]
+        # The parts that lissa draws do not depend on how a loader cuts its batches.
+        pieces = (
+            order.tensor_split(-(-len(order) // self.part)) if self.part else [order.sort().values]
+        )
+        training = [list(self.batches(strategy, Subset(whole, p.tolist()))) for p in pieces]
         target = dataset if self.target == "forget" else getattr(data, f"{self.target}_set")
         return removal_influence(
-            strategy.task,
-            strategy.task,
-            strategy.task.per_sample_loss,
+            task,
+            task,
+            task.per_sample_loss,
             self.batches(strategy, dataset),
             self.batches(strategy, target),
-            list(self.batches(strategy, Subset(whole, drawn.tolist()))),
+            training if self.part else training[0],
             self.curvature,
             self.damping,
             self.tolerance,
             self.max_iterations,
+            self.solver,
+            self.rank,
+            (lambda batch: sampled_loss(task, batch, self.seed))
+            if self.fisher == "sampled"
+            else None,
+            self.seed,
         )

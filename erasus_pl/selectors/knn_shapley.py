@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from erasus_pl.selectors._rows import owners, refuse_nonfinite, sample_means
+from erasus_pl.selectors._rows import label_rows, refuse_nonfinite, sample_means
 from erasus_pl.selectors.base import Selector
 from erasus_pl.selectors.random import sample
 from erasus_pl.strategies.base import Strategy
@@ -121,8 +121,8 @@ class KNNShapley(Selector):
         whole = dataset if self.target == "forget" else getattr(data, f"{self.target}_set")
         size = len(cast(Any, whole))
         drawn = sample(size, min(self.samples, size), self.seed)
-        features, labels, owner = self._rows(strategy, dataset)
-        queries, answers, _ = self._rows(strategy, Subset(whole, drawn.tolist()))
+        features, labels, owner = label_rows(self, strategy, dataset)
+        queries, answers, _ = label_rows(self, strategy, Subset(whole, drawn.tolist()))
         refuse_nonfinite(features, "KNNShapley")
         values = knn_shapley(features, labels, queries, answers, self.neighbors)
         count = len(cast(Any, dataset))
@@ -130,14 +130,3 @@ class KNNShapley(Selector):
         away = (features - queries.mean(0)).norm(dim=1).double()
         away = sample_means(away / away.max().clamp(min=1e-300), owner, count)
         return worth.round(decimals=_DECIMALS) - 10.0 ** (-_DECIMALS - 1) * away
-
-    def _rows(self, strategy: Strategy, dataset: Dataset[Any]) -> tuple[Tensor, Tensor, Tensor]:
-        """Features ``(N, d)`` and labels ``(N,)`` of what the task predicts, and its sample."""
-        task, found, seen = strategy.task, [], 0
-        for batch in self.batches(strategy, dataset):
-            inputs = task._head_input(batch)
-            owner = owners(task, inputs, batch) + seen
-            found.append((*task.predictions(inputs, batch), owner))
-            seen += len(inputs)
-        features, labels, owner = (torch.cat(parts) for parts in zip(*found, strict=True))
-        return features, labels, owner

@@ -57,6 +57,9 @@ class BadTeacher(Strategy):
         "year": 2023,
         "arxiv": "2205.08096",
     }
+    limits: ClassVar[dict] = {
+        "random": "the noise that it learns on some samples of a class spreads to the others",
+    }
 
     def __init__(
         self,

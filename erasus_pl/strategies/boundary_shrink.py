@@ -67,6 +67,10 @@ class BoundaryShrink(Strategy):
         "year": 2023,
         "arxiv": "2303.11570",
     }
+    limits: ClassVar[dict] = {
+        "class": "its learning rate, made for large networks, hardly moves a small one; try 0.003",
+        "random": "a learning rate of 1e-5 is felt by no small network; made for classes",
+    }
 
     def __init__(
         self, task: Task, optimizer: OptimizerCallable | None = None, bound: float = 0.1

@@ -58,6 +58,10 @@ class FisherForgetting(Strategy):
         "year": 2020,
         "arxiv": "1911.04933",
     }
+    limits: ClassVar[dict] = {
+        "class": "noise of this strength breaks a small network before it forgets",
+        "random": "noise of this strength breaks a small network before it forgets",
+    }
 
     def __init__(
         self,

@@ -33,6 +33,10 @@ class GradientAscent(Strategy):
         "year": 2022,
         "arxiv": "2109.13398",
     }
+    limits: ClassVar[dict] = {
+        "class": "its learning rate, made for large networks, hardly moves a small one; try 0.01",
+        "random": "nothing holds the retain set: a rate that is felt breaks it first",
+    }
 
     def unlearning_losses(self, forget: Batch, retain: Batch | None) -> dict[str, Tensor]:
         """The negative task loss of the forget batch."""

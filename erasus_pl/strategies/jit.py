@@ -55,6 +55,9 @@ class JiT(Strategy):
         "year": 2024,
         "arxiv": "2402.01401",
     }
+    limits: ClassVar[dict] = {
+        "random": "a model flattened around random samples changes as much around the others",
+    }
 
     def __init__(
         self,

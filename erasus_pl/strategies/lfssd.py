@@ -54,6 +54,10 @@ class LFSSD(Strategy):
         "year": 2024,
         "arxiv": "2402.19308",
     }
+    limits: ClassVar[dict] = {
+        "class": "at `alpha` 10 a small network has no weight that is selected; try 2",
+        "random": "at `alpha` 10 a small network has no weight that is selected",
+    }
 
     def __init__(
         self,

@@ -61,6 +61,9 @@ class NeuronPruning(Strategy):
         "year": 2024,
         "arxiv": "2403.01267",
     }
+    limits: ClassVar[dict] = {
+        "random": "random samples have no neurons to themselves: pruning costs the others more",
+    }
 
     def __init__(
         self,

@@ -81,6 +81,10 @@ class SCRUB(Strategy):
         "year": 2023,
         "arxiv": "2302.09880",
     }
+    limits: ClassVar[dict] = {
+        "class": "its learning rate, made for large networks, hardly moves a small one; try 0.01",
+        "random": "its learning rate, made for large networks, hardly moves a small one; try 0.01",
+    }
 
     def __init__(
         self,

@@ -40,6 +40,10 @@ class SSD(Strategy):
         "year": 2024,
         "arxiv": "2308.07707",
     }
+    limits: ClassVar[dict] = {
+        "class": "with one of ten classes `alpha` 10 selects no weight; try 3",
+        "random": "random samples have no weights to themselves: dampening breaks the rest",
+    }
 
     def __init__(
         self,

@@ -50,6 +50,10 @@ class TaskArithmetic(Strategy):
         "year": 2023,
         "arxiv": "2212.04089",
     }
+    limits: ClassVar[dict] = {
+        "class": "its learning rate, made for large networks, hardly moves a small one; try 0.001",
+        "random": "its learning rate, made for large networks, hardly moves a small one; try 0.001",
+    }
     _tuning = False
 
     def __init__(

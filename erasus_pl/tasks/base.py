@@ -45,7 +45,9 @@ class Task(LightningModule):
         checkpoint: weights of a trained original, read with `weights_only=True`.
     """
 
-    provides: ClassVar[tuple[str, ...]] = ("features", "linear_head")
+    provides: ClassVar[tuple[str, ...]] = (
+        "features", "linear_head", "vector_outputs", "convolutions",
+    )  # fmt: skip
     loader_mode: str = "train"
 
     def __init__(
@@ -93,6 +95,8 @@ class Task(LightningModule):
         found = set(self.provides)
         if self._last_linear() is None:
             found -= {"features", "linear_head"}
+        if not any(isinstance(m, nn.Conv2d) for m in self.network.modules()):
+            found -= {"convolutions"}
         return frozenset(found)
 
     def forward(self, batch: Batch) -> Tensor:

@@ -42,7 +42,8 @@ class ClassificationTask(Task):
     """
 
     provides: ClassVar[tuple[str, ...]] = (
-        "targets", "log_likelihood", "divergence", "features", "linear_head",
+        "targets", "log_likelihood", "divergence", "features", "linear_head", "vector_outputs",
+        "convolutions",
     )  # fmt: skip
 
     def __init__(

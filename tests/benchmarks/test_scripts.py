@@ -138,6 +138,19 @@ def test_selectors_speed(load, monkeypatch, capsys):
     assert figures["influence_spearman_with_exact"] >= 0.99
 
 
+def test_second_order_speed(load, monkeypatch, capsys):
+    module = load("second_order_speed")
+    monkeypatch.setattr(module, "SAMPLES", 200)
+    monkeypatch.setattr(module, "BATCH", 16)
+    monkeypatch.setattr(module, "SIZES", (150, 300))
+    status = module.main(["--quick"])
+    line = _last_line(capsys)
+    _check(line, module)
+    assert status == (0 if line["ok"] else 1)
+    assert line["figures"]["fisher_differs_by"] < 1e-4
+    assert line["figures"]["mlp_method"] == line["figures"]["cnn_method"] == "ghost"
+
+
 def test_verdict_errors(load, monkeypatch, capsys):
     module = load("verdict_errors")
     requests = ("class 1", "mislabelled 5 %", "few, noise")

@@ -1,5 +1,6 @@
 """Real fits of two unlike tasks, of which only the coreset is looked at."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,8 @@ from torch import nn
 
 from datamodules import UnlearningDataModule
 from datamodules.datasets import ArrayDataset, Pools
+from erasus_pl.callbacks.training_record import digest
+from erasus_pl.evaluation.gold import train_task
 from erasus_pl.networks import MLP, TinyLlama
 from erasus_pl.requests import ForgetIndices
 from erasus_pl.strategies import GradientAscent
@@ -93,11 +96,45 @@ def _trained(task, columns):
     return task.state_dict()
 
 
+@pytest.fixture(scope="session")
+def record():
+    """Writes what a selector's recorder sees in a real training, permuted as the data is.
+
+    What is of each sample lies along the last dimension.
+    """
+    trained = {}
+
+    def write(recorder, path, task, columns, order):
+        key = (recorder.name, type(task).__name__)
+        if key not in trained:
+            other, trained[key] = copy.deepcopy(task), recorder
+            other.epochs = 6
+            quiet = {"accelerator": "cpu", "enable_progress_bar": False}
+            train_task(other, Data(columns, batch_size=16), "train", 0, quiet, [recorder])
+        data = Data(columns, order)
+        data.setup("fit")
+        found = copy.copy(trained[key])
+        order = torch.arange(N) if order is None else order
+        found.content = {
+            k: v[..., order] if v.shape[-1] == N else v for k, v in found.content.items()
+        }
+        found.about = found.about | {
+            "data": data.fingerprint, "weights": digest(task.network),
+        }  # fmt: skip
+        found.write(path)
+        return str(path)
+
+    return write
+
+
 @pytest.fixture
-def fit(tmp_path):
+def fit(tmp_path, record):
     """Fit for no step; gives back the strategy, the data and the coreset's training positions."""
 
     def run(selector, task, columns, order=None, **options):
+        if selector.record is None and selector.recorder() is not None:
+            path = tmp_path / "record.pt"
+            selector.record = record(selector.recorder(), path, task, columns, order)
         strategy = GradientAscent(task)
         data = Data(columns, order, **options)
         trainer = Trainer(

@@ -18,7 +18,7 @@ FORGOTTEN = 60
 PARTIAL = [getattr(room, n) for n in room.__all__ if n not in ("Coreset", "Selector", "Full")]
 SCORED = [kind for kind in PARTIAL if kind.scores is not Selector.scores]
 # Their draws are of positions, so they draw other samples where these are permuted.
-DRAWN = ("Random", "KCenter", "KMeans", "UPCORE")
+DRAWN = ("Random", "KCenter", "KMeans", "UPCORE", "DataShapley")
 
 
 class Watch(Callback):

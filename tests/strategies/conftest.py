@@ -10,7 +10,7 @@ from torch import nn
 
 from datamodules import ArrayDataset, DigitsDataModule, Pools, UnlearningDataModule
 from erasus_pl.evaluation.gold import train_task
-from erasus_pl.networks import MLP, TinyLlama
+from erasus_pl.networks import MLP, ConvNet, TinyLlama
 from erasus_pl.requests import ForgetClass, ForgetIndices
 from erasus_pl.tasks import CausalLMTask, ClassificationTask
 
@@ -41,6 +41,13 @@ def _images():
     }
 
 
+def _pictures():
+    columns = _images()
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.randn(N + 20, 1, 4, 6, generator=generator)
+    return columns | {"input": columns["input"][:, None, None] + noise / 2}
+
+
 def _text():
     generator = torch.Generator().manual_seed(2)
     ids = torch.randint(1, 11, (N + 20, 7), generator=generator)
@@ -59,23 +66,46 @@ def _classifier():
     return ClassificationTask(network)
 
 
+def _convolutional():
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.3),
+        nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(32, 4),
+    )  # fmt: skip
+    return ClassificationTask(network)
+
+
 def _language_model():
     return CausalLMTask(TinyLlama(vocabulary=11, width=8, layers=1, dropout=0.3))
 
 
-TINY = {"images": (_images, _classifier), "text": (_text, _language_model)}
+TINY = {
+    "images": (_images, _classifier),
+    "pictures": (_pictures, _convolutional),
+    "text": (_text, _language_model),
+}
 
 
-@pytest.fixture(params=TINY)
-def tiny(request):
+def _tiny(name):
     """A tiny task and what makes fresh data for it."""
-    columns, task = TINY[request.param]
+    columns, task = TINY[name]
     torch.manual_seed(0)
     return SimpleNamespace(
-        name=request.param,
+        name=name,
         task=task(),
         data=lambda **options: TinyData(columns(), **{"batch_size": 6, "seed": 5} | options),
     )
+
+
+@pytest.fixture(params=["images", "text"])
+def tiny(request):
+    """A tiny task of each kind: a classifier and a language model."""
+    return _tiny(request.param)
+
+
+@pytest.fixture
+def pictures():
+    """A tiny convolutional classifier, for what needs convolutions."""
+    return _tiny("pictures")
 
 
 @pytest.fixture(scope="session")
@@ -83,9 +113,11 @@ def fit(tmp_path_factory):
     """Fit a strategy as a user would; `resume` takes a checkpoint, others go to the Trainer."""
 
     def run(model, data, max_epochs=None, resume=None, **options):
+        if model.record is None and model.recorder() is not None:
+            record(model, data, tmp_path_factory.mktemp("record") / "record.pt")
         seed_everything(0, verbose=False)
         if max_epochs is None:
-            max_epochs = 1 if model.one_shot else 3
+            max_epochs = 1 if model.one_shot else sum(getattr(model, "epochs", [3]))
         trainer = Trainer(
             **{
                 "default_root_dir": tmp_path_factory.mktemp("fit"),
@@ -105,6 +137,17 @@ def fit(tmp_path_factory):
     return run
 
 
+def record(strategy, data, path):
+    """Train the original under a strategy's recorder, and give it both."""
+    original, recorder = copy.deepcopy(strategy.task), strategy.recorder()
+    original.epochs = 3
+    quiet = {"accelerator": "cpu", "enable_progress_bar": False}
+    train_task(original, data, "train", 0, quiet, [recorder])
+    recorder.write(path)
+    strategy.record = str(path)
+    strategy.task.network.load_state_dict(original.network.state_dict())
+
+
 def _accuracies(task, data):
     task.eval()
     found = {}
@@ -115,14 +158,11 @@ def _accuracies(task, data):
     return found
 
 
-@pytest.fixture(scope="session")
-def digits():
+def _trained(network, recipe, epochs):
     """A model trained on the digits, one retrained without the threes, and how to measure."""
     data = DigitsDataModule(ForgetClass([3]))
     data.setup("validate")
-    task = ClassificationTask(
-        MLP(64, [64], 10), optimizer=lambda p: torch.optim.Adam(p, lr=0.003), epochs=30
-    )
+    task = ClassificationTask(network, optimizer=recipe, epochs=epochs)
     quiet = {"accelerator": "cpu", "enable_progress_bar": False}
     original, retrained = copy.deepcopy(task), copy.deepcopy(task)
     train_task(original, data, "train", 0, quiet)
@@ -135,3 +175,16 @@ def digits():
         measure=lambda strategy: _accuracies(strategy.task, data),
         data=lambda **options: DigitsDataModule(ForgetClass([3]), **options),
     )
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """Digits by a multilayer perceptron, the threes to be forgotten."""
+    return _trained(MLP(64, [64], 10), lambda p: torch.optim.Adam(p, lr=0.003), 30)
+
+
+@pytest.fixture(scope="session")
+def convolved_digits():
+    """Digits by convolutions, the threes to be forgotten."""
+    torch.manual_seed(0)
+    return _trained(ConvNet(), lambda p: torch.optim.Adam(p, lr=0.003), 30)

@@ -20,6 +20,16 @@ def adam(lr):
     return lambda p: torch.optim.Adam(p, lr=lr)
 
 
+def ascend(task):
+    """Alone it breaks the rest too."""
+    return room.GradientAscent(task, sgd(0.03))
+
+
+def repair(task):
+    """Alone it forgets too little."""
+    return room.FineTune(task, sgd(0.01))
+
+
 RETAIN = {"epoch": "retain"}
 # strategy, options, epochs, options of the data
 EFFECTIVE = [
@@ -36,6 +46,7 @@ EFFECTIVE = [
         RETAIN,
     ),
     ("SSD", {"alpha": 3.0}, 1, {}),
+    ("Pipeline", {"stages": [ascend, repair], "epochs": (3, 5)}, 8, {}),
     ("Retrain", {}, 30, {}),
 ]
 

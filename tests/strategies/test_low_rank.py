@@ -11,8 +11,8 @@ from torch import nn
 
 import erasus_pl.strategies as room
 from erasus_pl.__main__ import main
-from erasus_pl.callbacks import LowRank, SparseUpdate
 from erasus_pl.loading import load
+from erasus_pl.mechanisms import LowRank, SparseUpdate
 from erasus_pl.selectors import GradNorm
 from erasus_pl.strategies import Strategy
 from erasus_pl.tasks import Task
@@ -34,8 +34,24 @@ STRATEGIES = {
 }  # fmt: skip
 
 
+def fits(cls, tiny):
+    return set(cls.requires) <= tiny.task.capabilities
+
+
+@pytest.fixture
+def tiny(tiny, pictures, request):
+    """The tiny task; where the strategy under test needs convolutions, a classifier with some."""
+    given = request.node.callspec.params.get("name")
+    cls = STRATEGIES.get(given)
+    if cls is None or fits(cls, tiny):
+        return tiny
+    if tiny.name == "images" and fits(cls, pictures):
+        return pictures
+    pytest.skip(f"{cls.__name__} is not for {type(tiny.task).__name__}")
+
+
 def refused(cls):
-    return cls.edit is not Strategy.edit or bool(cls.on_weights)
+    return cls.edit is not Strategy.edit or bool(cls.on_weights) or cls is room.Pipeline
 
 
 LEARN = [n for n, c in STRATEGIES.items() if not refused(c)]

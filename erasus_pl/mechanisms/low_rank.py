@@ -18,9 +18,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from erasus_pl._extras import require
-from erasus_pl.callbacks._names import named_parameters
-from erasus_pl.callbacks._still import Still
-from erasus_pl.callbacks.sparse_update import SparseUpdate
+from erasus_pl.mechanisms._names import named_parameters
+from erasus_pl.mechanisms._still import Still
+from erasus_pl.mechanisms.sparse_update import SparseUpdate
 from erasus_pl.strategies.base import Strategy
 from erasus_pl.tasks.base import Task
 
@@ -142,8 +142,7 @@ class LowRank(Callback):
         network = cast(Strategy, pl_module).task.network
         with torch.no_grad():
             for layer in self.layers.values():
-                base = layer.get_base_layer().weight
-                base.copy_(self._merged(layer))
+                layer.get_base_layer().weight.copy_(self._merged(layer))
         self._take_out(network)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -169,11 +168,12 @@ class LowRank(Callback):
         """A and B of every adapted layer."""
         if self.layers:
             self._adapters = self._own()
-        return {"settings": self._settings(), "adapters": self._adapters}
+        settings = {k: getattr(self, k) for k in ("rank", "alpha", "targets")}
+        return {"settings": settings, "adapters": self._adapters}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up A and B of the run that is resumed."""
-        before, now = state_dict["settings"], self._settings()
+        before, now = state_dict["settings"], self.state_dict()["settings"]
         different = [k for k in now if before[k] != now[k]]
         if different:
             changes = ", ".join(f"`{k}` was {before[k]!r} and is {now[k]!r}" for k in different)
@@ -185,9 +185,6 @@ class LowRank(Callback):
         self._adapters = state_dict["adapters"]
         self._resumed = True
 
-    def _settings(self) -> dict[str, Any]:
-        return {k: getattr(self, k) for k in ("rank", "alpha", "targets")}
-
     def _fitting(self, trainer: Trainer, module: LightningModule) -> Strategy:
         name = type(self).__name__
         if not isinstance(module, Strategy):
@@ -197,6 +194,8 @@ class LowRank(Callback):
             )
             raise TypeError(msg)
         why = "edits weights in closed form" if module.one_shot else module.on_weights
+        if hasattr(module, "stage"):
+            why = "runs others that may not"
         if why:
             msg = (
                 f"{name} leaves the weights as they are, and {type(module).__name__} {why}; remove "

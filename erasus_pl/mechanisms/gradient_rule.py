@@ -116,6 +116,8 @@ def _why_not(strategy: Strategy | type[Strategy]) -> str:
     cls = strategy if isinstance(strategy, type) else type(strategy)
     if cls.edit is not Strategy.edit:
         return "edits weights in closed form"
+    if hasattr(cls, "stage"):
+        return "runs other strategies one after another"
     reasons = {
         "sequential": "takes the forget and the retain set in turn",
         "forget": "never sees the retain set",

@@ -22,11 +22,10 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from erasus_pl.callbacks._compact import Compact, replace
-from erasus_pl.callbacks._names import named_parameters
-from erasus_pl.callbacks._ranking import RANKINGS, ranking
-from erasus_pl.callbacks._still import Still
-from erasus_pl.linalg import top_fraction
+from erasus_pl.mechanisms._compact import Compact, replace
+from erasus_pl.mechanisms._names import named_parameters
+from erasus_pl.mechanisms._ranking import RANKINGS, highest
+from erasus_pl.mechanisms._still import Still
 from erasus_pl.strategies.base import Strategy
 
 __all__ = ["SparseUpdate"]
@@ -46,8 +45,9 @@ class SparseUpdate(Callback):
         mask: what ranks weights: `saliency`, |∇ℓ| over the forget set; `fisher`, Fisher information
             on the forget set by that on the retain set; `magnitude`, |θ|; `random`; or none, to let
             all weights of `layers` move.
-        fraction: part of the trainable weights that may move, those that rank highest, in (0, 1];
-            not used without a mask.
+        fraction: part of the weights that may move, those that rank highest, in (0, 1]; counted
+            over all that you did not freeze, also where a strategy holds some of them still. Not
+            used without a mask.
         layers: names of the network's modules or parameters, with wildcards, such as `head` or
             `blocks.*.bias`; weights outside them do not move. All of the network if not given.
         seed: of the random mask.
@@ -77,10 +77,12 @@ class SparseUpdate(Callback):
         self._bits: Tensor | None = None
         self._shapes: dict[str, torch.Size] = {}
         self._resumed = False
+        self._names: list[str] = []
         self._original: dict[str, Tensor] = {}
         self._frozen: list[nn.Parameter] = []
         self._still: Still | None = None
         self._compact: list[Compact] = []
+        self._smaller: dict[torch.optim.Optimizer, int] = {}
         self._undo: list[Callable[[], Any]] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -107,6 +109,8 @@ class SparseUpdate(Callback):
             self._frozen = [p for p in rest if p.requires_grad]
             for parameter in self._frozen:
                 parameter.requires_grad_(False)
+        named = pl_module.task.network.named_parameters()
+        self._names = [name for name, p in named if p.requires_grad]
         state = pl_module.task.network.state_dict()
         self._original = {k: v.detach().cpu().clone() for k, v in state.items()}
 
@@ -124,12 +128,17 @@ class SparseUpdate(Callback):
         """Make the masks, put back what must not move, and make the optimisers smaller."""
         strategy = cast(Strategy, pl_module)
         network = strategy.task.network
-        weights = {k: p for k, p in network.named_parameters() if p.requires_grad}
+        weights = {k: p for k, p in network.named_parameters() if k in self._names}
         shapes = {k: p.shape for k, p in weights.items()}
         original: dict[str, Any] = self._original
         if not self._resumed and trainer.ckpt_path is None:
             self._shapes = shapes
-            bits = None if self.mask is None else self._make(strategy, weights)
+            bits = None
+            if self.mask is not None:
+                mask = highest(
+                    strategy, self.mask, self.fraction, self.seed, weights, self._original
+                )
+                bits = torch.from_numpy(np.packbits(mask.cpu().numpy()))
             self._bits = trainer.strategy.broadcast(bits)
         elif not self._resumed or self._shapes != shapes:
             other = "restricts other layers" if self._resumed else f"has no {type(self).__name__}"
@@ -146,16 +155,18 @@ class SparseUpdate(Callback):
             if not mask.all()
         ]
         self._original, self._resumed = {}, False
+        self._make_smaller(trainer, strategy)
         if self._compact and strategy.automatic_optimization:
-            for optimizer in trainer.optimizers:
-                self._undo += replace(optimizer, self._compact)
             self._clip_what_moves(strategy)
         self._still = Still(network)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Layers that cannot move keep their statistics."""
+        """Undo what was drawn anew, see to new optimisers, and keep still what cannot move."""
+        for c in self._compact:
+            c.put_back()
+        self._make_smaller(trainer, cast(Strategy, pl_module))
         if self._still is not None:
             self._still.hold()
 
@@ -201,6 +212,7 @@ class SparseUpdate(Callback):
         if self._still is not None:
             self._still.release()
         self._undo, self._frozen, self._still, self._compact = [], [], None, []
+        self._smaller = {}
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -231,51 +243,45 @@ class SparseUpdate(Callback):
     def _settings(self) -> dict[str, Any]:
         return {k: getattr(self, k) for k in ("mask", "fraction", "layers", "seed")}
 
-    def _make(self, strategy: Strategy, weights: dict[str, nn.Parameter]) -> Tensor:
-        """One mask over all trainable weights, from the original's values, in packed bits."""
-        network = strategy.task.network
-        now = {k: v.detach().clone() for k, v in network.state_dict().items()}
-        modes = {m: m.training for m in strategy.task.modules()}
-        network.load_state_dict(self._original)
-        strategy.task.eval()
-        try:
-            with torch.random.fork_rng():
-                scores = ranking(strategy, self.mask or "", {**weights}, self.seed)
-        finally:
-            network.load_state_dict(now)
-            for module, mode in modes.items():
-                module.training = mode
-        mask = top_fraction(scores, self.fraction)
-        if not mask.any():
-            msg = (
-                f"`fraction` must leave at least one of {len(mask):,} weights to move, got "
-                f"{self.fraction}"
-            )
-            raise ValueError(msg)
-        return torch.from_numpy(np.packbits(mask.cpu().numpy()))
+    def _make_smaller(self, trainer: Trainer, strategy: Strategy) -> None:
+        """Give optimisers, which a strategy may make anew as it goes on, the leaves."""
+        if not self._compact or not strategy.automatic_optimization:
+            return
+        for optimizer in trainer.optimizers:
+            if optimizer not in self._smaller:
+                undo, whole = replace(optimizer, self._compact)
+                self._smaller[optimizer] = whole
+                self._undo += undo
 
     def _clip_what_moves(self, strategy: Strategy) -> None:
         """Hand over gradients once more after the strategy's own hook, and before clipping.
 
         No hook of a callback lies between the two.
         """
-        names, clip = strategy.__dict__, strategy.configure_gradient_clipping
+        name, names = "configure_gradient_clipping", strategy.__dict__
 
         def pull_and_clip(*arguments: Any, **keywords: Any) -> None:
             for c in self._compact:
                 c.pull_gradient()
-            clip(*arguments, **keywords)
+            del names[name]
+            try:
+                strategy.configure_gradient_clipping(*arguments, **keywords)
+            finally:
+                names[name] = pull_and_clip
 
-        names["configure_gradient_clipping"] = pull_and_clip
-        self._undo.append(lambda: names.pop("configure_gradient_clipping"))
+        names[name] = pull_and_clip
+        self._undo.append(lambda: names.pop(name))
 
     def _tell(self, trainer: Trainer) -> None:
         states = [s for o in trainer.optimizers for s in o.state.values()]
         tensors = [v for s in states for v in s.values() if torch.is_tensor(v) and v.dim()]
-        resting = sum(len(c.kept) for c in self._compact) + sum(p.numel() for p in self._frozen)
-        moving = sum(int(mask.sum()) for mask in self.masks.values())
+        groups = [g for o in trainer.optimizers for g in o.param_groups]
+        moving = sum(p.numel() for g in groups for p in g["params"])
+        frozen = sum(p.numel() for p in self._frozen)
+        total = frozen + (sum(self._smaller[o] for o in trainer.optimizers if o in self._smaller)
+                          or moving)  # fmt: skip
         held = sum(v.nbytes for v in tensors) / _MB
-        whole = held * (moving + resting) / moving
+        whole = held * total / moving
         self.memory = {
             "sparse/moving": float(moving),
             "sparse/optimizer_mb": held,
@@ -284,6 +290,6 @@ class SparseUpdate(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(self.memory, step=trainer.global_step - 1)
         rank_zero_info(
-            f"{moving:,} of {moving + resting:,} weights may move: the optimiser holds {held:.3g} "
+            f"{moving:,} of {total:,} weights may move: the optimiser holds {held:.3g} "
             f"MB instead of {whole:.3g} MB"
         )

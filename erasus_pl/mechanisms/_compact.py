@@ -81,11 +81,13 @@ class Compact:
             tensor.copy_(flat.view(tensor.shape))
 
 
-def replace(optimizer: torch.optim.Optimizer, compact: list[Compact]) -> list[Callable[[], None]]:
+def replace(
+    optimizer: torch.optim.Optimizer, compact: list[Compact]
+) -> tuple[list[Callable[[], None]], int]:
     """Make an optimiser move leaves instead of whole parameters, before its first step.
 
     Returns:
-        What undoes its hooks.
+        What undoes its hooks, and how many weights it would have moved.
 
     Raises:
         ValueError: it does not treat each weight by itself.
@@ -97,6 +99,7 @@ def replace(optimizer: torch.optim.Optimizer, compact: list[Compact]) -> list[Ca
         )
         raise ValueError(msg)
     found = {c.parameter: c for c in compact}
+    whole = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
     for group in optimizer.param_groups:
         swapped = [(p, found.get(p)) for p in group["params"]]
         for parameter, c in swapped:
@@ -133,4 +136,4 @@ def replace(optimizer: torch.optim.Optimizer, compact: list[Compact]) -> list[Ca
         optimizer.register_step_pre_hook(before),
         optimizer.register_step_post_hook(after),
     ]
-    return [hook.remove for hook in hooks]
+    return [hook.remove for hook in hooks], whole

@@ -13,8 +13,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from erasus_pl.callbacks.gradient_rule import GradientRule
 from erasus_pl.linalg import rectify
+from erasus_pl.mechanisms.gradient_rule import GradientRule
 
 __all__ = ["GradientRectified"]
 

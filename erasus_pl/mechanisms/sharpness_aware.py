@@ -17,8 +17,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from erasus_pl.callbacks.gradient_rule import GradientRule
 from erasus_pl.linalg import ascent, unflatten
+from erasus_pl.mechanisms.gradient_rule import GradientRule
 from erasus_pl.strategies.base import Strategy
 
 __all__ = ["SharpnessAware"]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from erasus_pl.linalg import diagonal_fisher, flatten, importance_ratio, mean_gradient
+from erasus_pl.linalg import diagonal_fisher, flatten, importance_ratio, mean_gradient, top_fraction
 from erasus_pl.strategies.base import Strategy
 from erasus_pl.tasks.base import Batch
 
-__all__ = ["RANKINGS", "ranking"]
+__all__ = ["RANKINGS", "highest", "ranking"]
 
 RANKINGS = ("saliency", "fisher", "magnitude", "random")
 
@@ -54,3 +54,48 @@ def ranking(strategy: Strategy, kind: str, weights: dict[str, Tensor], seed: int
         )
         raise ValueError(msg)
     return scores
+
+
+def highest(
+    strategy: Strategy,
+    kind: str,
+    fraction: float,
+    seed: int,
+    weights: dict[str, nn.Parameter],
+    original: dict[str, Tensor],
+) -> Tensor:
+    """The part of the weights that rank highest in the original, bool `(P,)`.
+
+    Args:
+        strategy: whose network is given the original's state for that long.
+        kind: one of `RANKINGS`.
+        fraction: the part, in (0, 1].
+        seed: of the random ranking.
+        weights: what is ranked, by name.
+        original: state dict of the network.
+
+    Raises:
+        ValueError: no weight is left, or a score is not finite.
+    """
+    network = strategy.task.network
+    now = {k: v.detach().clone() for k, v in network.state_dict().items()}
+    modes = {m: m.training for m in strategy.task.modules()}
+    flags = {p: p.requires_grad for p in weights.values()}
+    for parameter in flags:  # a strategy may hold some still for now
+        parameter.requires_grad_(True)
+    network.load_state_dict(original)
+    strategy.task.eval()
+    try:
+        with torch.random.fork_rng():
+            scores = ranking(strategy, kind, {**weights}, seed)
+    finally:
+        network.load_state_dict(now)
+        for module, mode in modes.items():
+            module.training = mode
+        for parameter, flag in flags.items():
+            parameter.requires_grad_(flag)
+    mask = top_fraction(scores, fraction)
+    if not mask.any():
+        msg = f"`fraction` must leave at least one of {len(mask):,} weights to move, got {fraction}"
+        raise ValueError(msg)
+    return mask

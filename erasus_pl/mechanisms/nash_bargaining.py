@@ -14,8 +14,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from erasus_pl.callbacks.gradient_rule import GradientRule
 from erasus_pl.linalg import nash_weights
+from erasus_pl.mechanisms.gradient_rule import GradientRule
 
 __all__ = ["NashBargaining"]
 

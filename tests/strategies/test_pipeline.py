@@ -1,0 +1,277 @@
+"""A stage is, bit for bit, a run of its own, wherever the whole run is interrupted."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+import erasus_pl.strategies as room
+from erasus_pl._lean_loop import LeanEpochLoop
+from erasus_pl.callbacks import RunCheckpoint
+from erasus_pl.strategies import SCRUB, SSD, CFk, FineTune, NegGradPlus, Pipeline, Strategy
+from erasus_pl.strategies._stages import Staged
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The dirpath has changed", "ignore:You're resuming from a checkpoint that ended before"
+)
+
+SETTINGS = {"LFSSD": {"alpha": 1.0}, "SSD": {"alpha": 1.0}}
+SINGLE = [
+    n for n, c in vars(room).items()
+    if isinstance(c, type) and issubclass(c, Strategy) and c is not Strategy
+    and not issubclass(c, Staged)
+]  # fmt: skip
+
+
+def maker(name, **options):
+    return lambda task: getattr(room, name)(task, **SETTINGS.get(name, {}) | options)
+
+
+def adam(lr):
+    return lambda p: torch.optim.AdamW(p, lr=lr)
+
+
+def same(one, other):
+    assert one.keys() == other.keys()
+    for key in one:
+        assert torch.equal(one[key], other[key]), key
+
+
+class Steps(Callback):
+    """What each step was given, and what it left."""
+
+    def __init__(self):
+        self.seen = []
+        self.lean = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.rate = trainer.optimizers[0].param_groups[0]["lr"]
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        index = {k: None if b is None else b["index"].tolist() for k, b in batch.items()}
+        weights = {k: v.clone() for k, v in pl_module.task.state_dict().items()}
+        self.seen.append((index, weights, self.rate, trainer.global_step))
+        self.lean.append(trainer.fit_loop.epoch_loop._step is not None)
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_one_stage_is_the_strategy_alone(name, tiny, fit):
+    """Every step of it: samples, weights, learning rate and count."""
+    epochs = 1 if getattr(room, name)(copy.deepcopy(tiny.task)).one_shot else 2
+    runs = []
+    for make in (maker(name), lambda t: Pipeline(t, stages=[maker(name)], epochs=(epochs,))):
+        steps = Steps()
+        fit(make(copy.deepcopy(tiny.task)), tiny.data(), max_epochs=epochs, callbacks=[steps])
+        runs.append(steps.seen)
+    assert len(runs[0]) == len(runs[1])
+    for alone, staged in zip(*runs, strict=True):
+        assert alone[0] == staged[0]
+        same(alone[1], staged[1])
+        assert alone[3] == staged[3]
+        assert alone[2] == staged[2] or epochs == 1
+
+
+REWIND = {"msteps": 1, "rewind": True, "optimizer": adam(0.05)}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [*((n, {}) for n in SINGLE), ("SCRUB", REWIND), ("SFRon", {"beta": 0.5})]
+)
+def test_a_later_stage_is_a_fit_on_what_was_left(name, options, tiny, fit):
+    """A second fit, whose steps and random numbers start anew too, with the first's original."""
+    epochs = 1 if getattr(room, name)(copy.deepcopy(tiny.task)).one_shot else 2
+    stages = [maker("FineTune", optimizer=adam(0.01)), maker(name, **options)]
+    staged = fit(Pipeline(copy.deepcopy(tiny.task), None, stages, (2, epochs)), tiny.data())
+    original = copy.deepcopy(tiny.task).requires_grad_(False).eval()
+    first = fit(stages[0](copy.deepcopy(tiny.task)), tiny.data(), max_epochs=2)
+    second = stages[1](first.task.train())
+    second.__dict__["_given_original"] = original
+    fit(second, tiny.data(), max_epochs=epochs)
+    same(staged.task.state_dict(), second.task.state_dict())
+    flags = [p.requires_grad for p in staged.task.parameters()]
+    assert flags == [p.requires_grad for p in tiny.task.parameters()]
+
+
+CHAIN = [
+    maker("CFk", optimizer=adam(0.01)),
+    maker("SSD"),
+    maker("SCRUB", msteps=1, decay_epochs=(1,), rewind=True, optimizer=adam(0.01)),
+    maker("RandomLabel", optimizer=adam(0.01)),
+]
+LENGTHS = (1, 1, 3, 1)
+
+
+def chain(task):
+    return Pipeline(copy.deepcopy(task), stages=CHAIN, epochs=LENGTHS)
+
+
+class Keep(RunCheckpoint):
+    """Every checkpoint of a run, by step and by whether its epoch had ended."""
+
+    def __init__(self, folder):
+        super().__init__(every_n_train_steps=1)
+        self.folder = folder
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        trainer.save_checkpoint(self.folder / f"{trainer.global_step}-end.ckpt")
+
+    def _save(self, trainer):
+        trainer.save_checkpoint(self.folder / f"{trainer.global_step}.ckpt")
+
+
+def keeper(kind, folder):
+    if kind == "run":
+        return Keep(folder)
+    return ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+
+
+@pytest.mark.parametrize("kind", ["run", "stock"])
+def test_resumed_anywhere_equals_uninterrupted(kind, tiny, fit, tmp_path):
+    """From within a stage, from the last step of one, and from the end of its last epoch."""
+    on = {"enable_checkpointing": True}
+    steps = Steps()
+    whole = fit(chain(tiny.task), tiny.data(), callbacks=[steps, keeper(kind, tmp_path)], **on)
+    found = sorted(tmp_path.glob("*.ckpt"))
+    # RunCheckpoint saves the last step of an epoch once, at the end of that epoch.
+    assert len(found) == len(steps.seen)
+    last = torch.load(max(found, key=lambda p: int(p.stem.removeprefix("step=").split("-")[0])))
+    for path in found:
+        at = int(path.stem.removeprefix("step=").split("-")[0])
+        if at == len(steps.seen):
+            continue
+        again, end = Steps(), tmp_path / f"again{at}"
+        resumed = fit(
+            chain(tiny.task), tiny.data(), resume=path, callbacks=[again, keeper(kind, end)], **on
+        )
+        same(resumed.state_dict(), whole.state_dict())
+        assert len(again.seen) == len(steps.seen) - at, path
+        for one, other in zip(steps.seen[at:], again.seen, strict=True):
+            assert one[0] == other[0], path
+            assert one[2:] == other[2:], path
+        ends = torch.load(max(end.glob("*.ckpt"), key=lambda p: p.stat().st_mtime_ns))
+        assert str(ends["optimizer_states"]) == str(last["optimizer_states"])
+        assert ends["lr_schedulers"] == last["lr_schedulers"]
+
+
+def test_each_stage_has_its_own_optimiser_and_schedule(tiny, fit):
+    steps = Steps()
+    fit(chain(tiny.task), tiny.data(), callbacks=[steps])
+    rates = [round(rate, 6) for _, _, rate, _ in steps.seen]
+    scrub = [0.01] * 6 + [0.001] * 12
+    assert rates == [0.01] * 4 + [0.0] * 4 + scrub + [0.01] * 6
+    assert [s[3] for s in steps.seen] == list(range(1, len(rates) + 1))
+
+
+def test_the_original_of_every_stage_is_that_of_the_run(tiny, fit):
+    stages = [maker("FineTune", optimizer=adam(0.1)), maker("KLAscent"), maker("BadTeacher")]
+    staged = fit(Pipeline(copy.deepcopy(tiny.task), None, stages, (1, 1, 1)), tiny.data())
+    for stage in staged.stages[1:]:
+        same(stage.original.state_dict(), tiny.task.state_dict())
+    assert staged.stages[1].original is staged.stages[2].original
+
+
+def test_the_lean_loop_runs_where_it_would_run_alone(tiny, fit):
+    steps = Steps()
+    stages = [maker("FineTune"), maker("SCRUB"), maker("FineTune")]
+    staged = fit(Pipeline(copy.deepcopy(tiny.task), None, stages, (1, 1, 1)), tiny.data(),
+                 callbacks=[steps])  # fmt: skip
+    assert type(staged.trainer.fit_loop.epoch_loop) is LeanEpochLoop
+    assert steps.lean == [True] * 4 + [False] * 6 + [True] * 4
+
+
+def test_modes_are_those_the_task_came_with(tiny, fit):
+    """A one-shot stage measures in eval mode; what follows trains, but for what was held."""
+    held = next(m for m in tiny.task.network.modules() if not list(m.children()))
+    held.eval()
+    seen = []
+
+    class Modes(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            seen.append((pl_module.task.network.training, held_copy.training))
+
+    staged = Pipeline(copy.deepcopy(tiny.task), None, [maker("SSD"), maker("FineTune")], (1, 1))
+    held_copy = next(m for m in staged.task.network.modules() if not list(m.children()))
+    fit(staged, tiny.data(), callbacks=[Modes()])
+    assert seen == [(False, False)] * 4 + [(True, False)] * 4
+
+
+def test_a_stage_that_changes_nothing_is_named(tiny, fit):
+    stages = [maker("SSD", alpha=1e9), maker("FineTune")]
+    staged = Pipeline(copy.deepcopy(tiny.task), None, stages, (1, 1))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(staged, tiny.data())
+    said = [str(w.message) for w in caught if w.category is room.NoEffectWarning]
+    assert any(text.startswith("SSD changed no weight") for text in said)
+    assert not any(text.startswith("FineTune") for text in said)
+
+
+def test_epochs_of_the_trainer_may_be_left_to_the_stages(tiny, fit):
+    staged = fit(Pipeline(copy.deepcopy(tiny.task), epochs=(2, 1)), tiny.data(), max_epochs=-1)
+    assert staged.trainer.current_epoch == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"stages": []}, "`stages` must name at least one strategy, got []"),
+        ({"epochs": (1,)}, "`epochs` must have one number for each of the 2 stages, got [1]"),
+        ({"epochs": (1, 0)}, "`epochs[1]` must be at least 1, got 0"),
+        (
+            {"stages": [SSD, FineTune], "epochs": (2, 1)},
+            "`epochs[0]` must be 1, since SSD edits the weights once, got 2",
+        ),
+        (
+            {"stages": [SSD, Pipeline]},
+            "`stages[1]` cannot be a Pipeline; write what it runs in its place",
+        ),
+    ],
+)
+def test_what_cannot_be_run_is_refused(options, error, tiny):
+    with pytest.raises((ValueError, TypeError)) as caught:
+        Pipeline(tiny.task, **options)
+    assert str(caught.value) == error
+
+
+def test_other_epochs_of_the_trainer_are_refused_with_what_to_set(tiny, fit):
+    with pytest.raises(ValueError, match=r"runs 1 \+ 1 epochs: set trainer.max_epochs: 2 or -1"):
+        fit(Pipeline(tiny.task), tiny.data(), max_epochs=5)
+
+
+def test_a_checkpoint_of_other_stages_is_refused(tiny, fit, tmp_path):
+    on = {"enable_checkpointing": True, "callbacks": [Keep(tmp_path)]}
+    fit(Pipeline(copy.deepcopy(tiny.task)), tiny.data(), **on)
+    other = Pipeline(tiny.task, stages=[NegGradPlus, CFk])
+    with pytest.raises(ValueError, match=r"made by the stages \['NegGradPlus', 'FineTune'\]"):
+        fit(other, tiny.data(), resume=tmp_path / "2.ckpt")
+
+
+def test_a_task_that_one_stage_cannot_use_is_refused_at_start(fit, tiny):
+    task = room.base.Task(torch.nn.Linear(6, 1), loss=torch.nn.MSELoss())
+    with pytest.raises(TypeError, match="SCRUB needs a task with"):
+        fit(Pipeline(task, None, [FineTune, SCRUB], (1, 1)), tiny.data())
+
+
+def _dealt(tiny, fit, world):
+    sgd = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.05)}
+    stages = [maker("CFk", **sgd), maker("SSD"), maker("NegGradPlus", alpha=0.9, **sgd)]
+    options = {"strategy": "ddp_fork", "devices": world} if world > 1 else {}
+    staged = Pipeline(copy.deepcopy(tiny.task), None, stages, (2, 1, 2))
+    return fit(staged, tiny.data(batch_size=8 // world), **options).task.state_dict()
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+def test_two_processes_follow_which_weights_learn(tiny, fit):
+    """Of stages that train a part of the weights, none of them, and all."""
+    for module in tiny.task.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    if tiny.name == "images":
+        tiny.task.network[1] = torch.nn.Identity()
+    one, two = (_dealt(tiny, fit, world) for world in (1, 2))
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], rtol=1e-4, atol=1e-5)
