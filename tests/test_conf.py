@@ -100,14 +100,16 @@ def test_part_runs_on_digits(path, tmp_path, capsys):
     run["model" if path.parent.name == "strategy" else "selector"] = str(path)
     part = yaml.safe_load(path.read_text())
     needs = getattr(strategies, part["class_path"].rsplit(".", 1)[-1], Strategy).requires
-    network = ["--task.init_args.network=ConvNet"] if "convolutions" in needs else []
+    network = "--task.init_args.network=ConvNet"
+    if "convolutions" not in needs:
+        network = "--task.init_args.network.init_args.hidden=[16]"
     stages = part.get("init_args", {}).get("epochs")
     if path.parent.name == "strategy" and stages:
         run["trainer"]["max_epochs"] = sum(stages)
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(run))
     arguments = ["fit", "--config", str(file), *_quick(tmp_path), "--task.init_args.epochs=1"]
-    assert main([*arguments, *network]) == 0, capsys.readouterr().err
+    assert main([*arguments, network]) == 0, capsys.readouterr().err
     written = yaml.safe_load((tmp_path / "config.yaml").read_text())
     resolved = written["model" if path.parent.name == "strategy" else "selector"]
     assert resolved["class_path"].rsplit(".", 1)[-1] == part["class_path"].rsplit(".", 1)[-1]

@@ -1,6 +1,7 @@
 """What several selectors read from a task: the rows it predicts and its last layer's gradients."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -16,8 +17,8 @@ from erasus_pl.strategies.base import Strategy
 from erasus_pl.tasks.base import Batch, Task
 
 __all__ = [
-    "all_features", "drawn", "head_gradients", "label_rows", "owners", "refuse_nonfinite",
-    "sample_means", "sampled_loss", "visits", "watch",
+    "all_features", "drawn", "head_gradients", "label_rows", "naming_samples", "owners",
+    "refuse_nonfinite", "sample_means", "sampled_loss", "visits", "watch",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -68,6 +69,25 @@ def refuse_nonfinite(values: Tensor, name: str, of: str = "forget set") -> None:
             "on it, or its input holds NaN"
         )
         raise ValueError(msg)
+
+
+@contextmanager
+def naming_samples(selector: Selector, strategy: Strategy, dataset: Dataset[Any]) -> Iterator[None]:
+    """Let a FloatingPointError name the sample of the forget set whose loss is not finite, if any.
+
+    Raises:
+        ValueError: in its place.
+    """
+    try:
+        yield
+    except FloatingPointError as error:
+        name, task = type(selector).__name__, strategy.task
+        with torch.no_grad():
+            batches = selector.batches(strategy, dataset)
+            losses = torch.cat([task.per_sample_loss(task(batch), batch) for batch in batches])
+        refuse_nonfinite(losses, name)
+        msg = f"{name}: {error}"
+        raise ValueError(msg) from error
 
 
 def owners(task: Task, outputs: Tensor, batch: Batch) -> Tensor:

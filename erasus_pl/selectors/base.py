@@ -13,7 +13,7 @@ from erasus_pl.callbacks.training_record import TrainingRecord
 from erasus_pl.strategies.base import Strategy
 from erasus_pl.tasks.base import Batch
 
-__all__ = ["Coreset", "Selector"]
+__all__ = ["Coreset", "Selector", "check_coreset", "highest"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,14 @@ class Selector(Callback):
 
     def select(self, strategy: Strategy, dataset: Any, k: int) -> Coreset:
         """Pick k samples: here those with the highest score; ties go to the first."""
+        return Coreset(highest(self.finite_scores(strategy, dataset), k))
+
+    def finite_scores(self, strategy: Strategy, dataset: Any) -> Tensor:
+        """The scores, `(n,)`, on the CPU.
+
+        Raises:
+            ValueError: there is not one for each sample, or one is not finite.
+        """
         scores = self.scores(strategy, dataset)
         if scores.shape != (len(dataset),):
             msg = (
@@ -90,8 +98,7 @@ class Selector(Callback):
                 "are not finite; the model has diverged on them, or its input holds NaN"
             )
             raise ValueError(msg)
-        best = scores.cpu().sort(descending=True, stable=True).indices[:k]
-        return Coreset(best.sort().values)
+        return scores.cpu()
 
     def batches(self, strategy: Strategy, dataset: Any) -> Iterator[Batch]:
         """The dataset in its own order, as collated batches on the strategy's device."""
@@ -108,7 +115,7 @@ class Selector(Callback):
             raise TypeError(msg)
         data = pl_module.data
         if not self._picked:
-            missing = sorted(set(self.requires) - pl_module.task.capabilities)
+            missing = sorted(self.needs - pl_module.task.capabilities)
             if missing:
                 msg = (
                     f"{type(self).__name__} needs a task with {missing}, and "
@@ -118,17 +125,17 @@ class Selector(Callback):
                 raise TypeError(msg)
             start = time.perf_counter()
             dataset = data.forget_set
-            k = self.size(len(dataset))
             modes = {m: m.training for m in pl_module.modules()}
             pl_module.eval()
             try:
                 with torch.random.fork_rng():
                     torch.manual_seed(self.seed)
+                    k = self.budget(pl_module, dataset)
                     coreset = self.select(pl_module, dataset, k)
             finally:
                 for module, mode in modes.items():
                     module.training = mode
-            _check(coreset, k, len(dataset), type(self).__name__)
+            check_coreset(coreset, k, len(dataset), type(self).__name__)
             self._picked = {
                 "indices": trainer.strategy.broadcast(coreset.indices.cpu().long()),
                 "weights": trainer.strategy.broadcast(coreset.weights),
@@ -139,6 +146,15 @@ class Selector(Callback):
                     {"coreset/size": float(k), "coreset/seconds": self.seconds}, step=0
                 )
         data.use_coreset(self._picked["indices"], self._picked["weights"])
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the task must provide: `requires`, or what the arguments make of it."""
+        return frozenset(self.requires)
+
+    def budget(self, strategy: Strategy, dataset: Any) -> int:
+        """How many samples to keep: as `fraction` or `k` says."""
+        return self.size(len(dataset))
 
     def size(self, n: int) -> int:
         """How many of n samples to keep."""
@@ -159,7 +175,17 @@ class Selector(Callback):
         self._picked = {k: v for k, v in state_dict.items() if k != "seconds"}
 
 
-def _check(coreset: Coreset, k: int, n: int, name: str) -> None:
+def highest(scores: Tensor, k: int) -> Tensor:
+    """Positions of the k highest of `(n,)` scores, ascending; ties go to the first."""
+    return scores.sort(descending=True, stable=True).indices[:k].sort().values
+
+
+def check_coreset(coreset: Coreset, k: int, n: int, name: str) -> None:
+    """Refuse what is not a coreset of k of n samples.
+
+    Raises:
+        ValueError: positions or weights are not as they must be.
+    """
     indices = coreset.indices
     if indices.shape != (k,) or indices.unique().numel() != k:
         msg = f"{name}.select must return {k} distinct positions, got {indices.shape}"

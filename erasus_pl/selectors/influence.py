@@ -23,6 +23,7 @@ samples; the products with their gradients are batched. The inverse product is o
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -46,7 +47,7 @@ from erasus_pl.linalg import (
     mean_gradient,
     unflatten,
 )
-from erasus_pl.selectors._rows import refuse_nonfinite, sampled_loss
+from erasus_pl.selectors._rows import naming_samples, refuse_nonfinite, sampled_loss
 from erasus_pl.selectors.base import Selector
 from erasus_pl.strategies.base import Strategy
 
@@ -58,10 +59,8 @@ _TARGETS = ("forget", "retain", "test", "holdout")
 _OWN: dict[str, dict[str, Any]] = {
     "tolerance": {"cg": 1e-3, "lissa": 0.1},
     "max_iterations": {"cg": 100, "lissa": 5000, "arnoldi": 200},
-    "part": {"lissa": 100},
-    "rank": {"arnoldi": None},
-    "fisher": {"ekfac": "sampled"},
-}
+    "part": {"lissa": 100}, "rank": {"arnoldi": None}, "fisher": {"ekfac": "sampled"},
+}  # fmt: skip
 
 
 def removal_influence(
@@ -121,6 +120,9 @@ def removal_influence(
 
     gradients = PerSampleGradients(module, losses)
     slope = mean_gradient(module, losses, target)
+    if not slope.isfinite().all():
+        msg = "the loss on the target set is not finite; look for NaN in its inputs"
+        raise FloatingPointError(msg)
     tolerance = _own("tolerance", tolerance, solver)
     iterations = _own("max_iterations", max_iterations, solver)
     if solver == "exact":
@@ -239,8 +241,9 @@ class Influence(Selector):
                 "Fisher information, got 'hessian': use solver 'cg'"
             )
             raise ValueError(msg)
-        if not damping >= 0 or (damping == 0 and solver in ("lissa", "ekfac", "datainf")):
-            least = "above 0" if solver in ("lissa", "ekfac", "datainf") else "at least 0"
+        strictly = solver in ("lissa", "ekfac", "datainf")
+        if not (damping > 0 if strictly else damping >= 0):
+            least = "above 0" if strictly else "at least 0"
             msg = f"`damping` must be {least} for solver {solver!r}, got {damping}"
             raise ValueError(msg)
         counts = {"samples": samples, "max_iterations": max_iterations, "part": part, "rank": rank}
@@ -252,11 +255,10 @@ class Influence(Selector):
             msg = f"`tolerance` must be positive, got {tolerance}"
             raise ValueError(msg)
         self.target, self.solver, self.curvature = target, solver, curvature
-        self.damping, self.samples = damping, samples
+        self.damping, self.samples, self.rank = damping, samples, rank
         self.tolerance = _own("tolerance", tolerance, solver)
         self.max_iterations = _own("max_iterations", max_iterations, solver)
         self.part = _own("part", part, solver)
-        self.rank = rank
         self.fisher = _own("fisher", fisher, solver)
 
     def scores(self, strategy: Strategy, dataset: Dataset[Any]) -> Tensor:
@@ -268,33 +270,30 @@ class Influence(Selector):
                 "sampled` of solver ekfac does; use `fisher: empirical`"
             )
             raise TypeError(msg)
-        with torch.no_grad():
-            own = [task.per_sample_loss(task(b), b) for b in self.batches(strategy, dataset)]
-        refuse_nonfinite(torch.cat(own), "Influence")
         whole = data.train_set
-        generator = torch.Generator().manual_seed(self.seed)
-        order = torch.randperm(len(whole), generator=generator)[: self.samples]
+        order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(self.seed))
         # The parts that lissa draws do not depend on how a loader cuts its batches.
-        pieces = (
-            order.tensor_split(-(-len(order) // self.part)) if self.part else [order.sort().values]
-        )
+        number = -(-min(self.samples, len(whole)) // self.part) if self.part else 1
+        pieces = [piece.sort().values for piece in order[: self.samples].tensor_split(number)]
         training = [list(self.batches(strategy, Subset(whole, p.tolist()))) for p in pieces]
         target = dataset if self.target == "forget" else getattr(data, f"{self.target}_set")
-        return removal_influence(
-            task,
-            task,
-            task.per_sample_loss,
-            self.batches(strategy, dataset),
-            self.batches(strategy, target),
-            training if self.part else training[0],
-            self.curvature,
-            self.damping,
-            self.tolerance,
-            self.max_iterations,
-            self.solver,
-            self.rank,
-            (lambda batch: sampled_loss(task, batch, self.seed))
-            if self.fisher == "sampled"
-            else None,
-            self.seed,
-        )
+        sampled = partial(sampled_loss, task, seed=self.seed) if self.fisher == "sampled" else None
+        with naming_samples(self, strategy, dataset):
+            found = removal_influence(
+                task,
+                task,
+                task.per_sample_loss,
+                self.batches(strategy, dataset),
+                self.batches(strategy, target),
+                training if self.part else training[0],
+                self.curvature,
+                self.damping,
+                self.tolerance,
+                self.max_iterations,
+                self.solver,
+                self.rank,
+                sampled,
+                self.seed,
+            )
+        refuse_nonfinite(found, "Influence")
+        return found

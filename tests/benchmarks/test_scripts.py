@@ -241,3 +241,43 @@ def test_a_missed_target_is_said_and_is_no_success(load, capsys):
     assert measure.report("foundation", "x", {"ratio": 3.0}, [measure.Target("ratio", 2.0)]) == 1
     assert "RED ratio = 3.0" in (out := capsys.readouterr().out)
     assert json.loads(out.splitlines()[-1])["ok"] is False
+
+
+@pytest.mark.parametrize("useful", [True, False])
+def test_learn_selector(load, tmp_path, capsys, useful):
+    """A table in which one feature says which of two selectors is right, and one in which none."""
+    module = load("learn_selector")
+    learned = importlib.import_module("erasus_pl.selectors.learned")
+    head = ("dataset", "request", "strategy", "selector", "fraction", "seed", "AvgGap", "seconds")
+    lines = [",".join([*head, *learned.FEATURES])]
+    for dataset in "abcd":
+        for seed in range(6):
+            share = (seed + 0.5) / 6
+            values = [str(share) if f == "concentration" else "" for f in learned.FEATURES]
+            for selector, side in (("Random", 0), ("EL2N", -1), ("Moderate", 1)):
+                gap = 0.3 + 0.2 * side * (share - 0.5) * useful
+                row = [dataset, "class", "SSD", selector, "0.1", str(seed), str(gap), "1", *values]
+                lines.append(",".join(row))
+    path, model = tmp_path / "runs.csv", tmp_path / "model.json"
+    path.write_text("\n".join(lines))
+    status = module.main(["--quick", "--table", str(path), "--model", str(model)])
+    line = _last_line(capsys)
+    _check(line, module)
+    assert status == 0
+    assert line["figures"]["runs"] == 72
+    assert line["figures"]["learned_beats_average"] == useful
+    assert json.loads(model.read_text())["evaluation"]["learned_beats_random"] == useful
+    assert learned.Learned(model=str(model)).learnt is not None
+
+
+def test_learn_selector_says_what_a_table_lacks(load, tmp_path, capsys):
+    module = load("learn_selector")
+    path = tmp_path / "runs.csv"
+    for content, said in ((None, "there is no file"), ("dataset\n", "no rows"),
+                          ("dataset\na\n", "lacks the columns")):  # fmt: skip
+        if content is not None:
+            path.write_text(content)
+        with pytest.raises(SystemExit):
+            module.main(["--table", str(path), "--model", str(tmp_path / "model.json")])
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "model.json").exists()

@@ -10,7 +10,13 @@ from torch import nn
 
 from datamodules import ArrayDataset, Pools, UnlearningDataModule
 from erasus_pl.__main__ import main
-from erasus_pl.callbacks import AtomicCheckpointIO, RunCheckpoint, SampleHistory, TrainingRecord
+from erasus_pl.callbacks import (
+    AtomicCheckpointIO,
+    RunCheckpoint,
+    SampleHistory,
+    TrainingRecord,
+    WeightHistory,
+)
 from erasus_pl.evaluation.gold import Kept, train_task
 from erasus_pl.requests import ForgetIndices
 from erasus_pl.selectors import Forgetting
@@ -56,11 +62,12 @@ def _equal(a, b):
     )
 
 
-def test_recording_leaves_training_as_it_is_to_the_bit():
+@pytest.mark.parametrize("kind", [SampleHistory, WeightHistory])
+def test_recording_leaves_training_as_it_is_to_the_bit(kind):
     plain, recorded = _task(), _task()
     train_task(plain, Data(), "train", 7, QUIET)
     draws = torch.rand(3)
-    train_task(recorded, Data(), "train", 7, QUIET, [SampleHistory(None)])
+    train_task(recorded, Data(), "train", 7, QUIET, [kind(None)])
     assert _same(_state(plain), _state(recorded))
     assert torch.equal(draws, torch.rand(3))
     assert not recorded._forward_hooks
@@ -88,10 +95,12 @@ class KilledError(Exception):
     pass
 
 
-def _fit(folder, path, stop=None, resume=False, recorded=True, world=1, task=_task):
+def _fit(
+    folder, path, stop=None, resume=False, recorded=True, world=1, task=_task, kind=SampleHistory
+):  # fmt: skip
     seed_everything(3, verbose=False)
     task = task()
-    recorder = SampleHistory(str(path))
+    recorder = kind(str(path))
 
     class Stop(RunCheckpoint):
         def on_train_batch_start(self, trainer, *_):
@@ -108,14 +117,15 @@ def _fit(folder, path, stop=None, resume=False, recorded=True, world=1, task=_ta
     trainer.fit(task, data, ckpt_path=folder / "last.ckpt" if resume else None)
 
 
+@pytest.mark.parametrize("kind", [SampleHistory, WeightHistory])
 @pytest.mark.parametrize("stop", [4, 6, 8])
-def test_a_resumed_training_records_what_one_without_a_break_does(tmp_path, stop):
+def test_a_resumed_training_records_what_one_without_a_break_does(tmp_path, stop, kind):
     whole, parts = tmp_path / "whole.pt", tmp_path / "parts.pt"
-    _fit(tmp_path / "a", whole)
+    _fit(tmp_path / "a", whole, kind=kind)
     with pytest.raises(KilledError):
-        _fit(tmp_path / "b", parts, stop)
+        _fit(tmp_path / "b", parts, stop, kind=kind)
     assert not parts.exists()
-    _fit(tmp_path / "b", parts, resume=True)
+    _fit(tmp_path / "b", parts, resume=True, kind=kind)
     a, b = (torch.load(path, weights_only=True) for path in (whole, parts))
     assert a["about"] == b["about"]
     assert _equal(a["content"], b["content"])

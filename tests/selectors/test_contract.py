@@ -11,14 +11,15 @@ import yaml
 from lightning.pytorch import Callback
 
 import erasus_pl.selectors as room
-from erasus_pl.selectors import Full, Influence, KCenter, Random, Selector
+from erasus_pl.selectors import DVRL, DataShapley, Full, Influence, KCenter, Random, Selector
 
 CONF = Path(__file__).parents[2] / "conf" / "selector"
 FORGOTTEN = 60
 PARTIAL = [getattr(room, n) for n in room.__all__ if n not in ("Coreset", "Selector", "Full")]
 SCORED = [kind for kind in PARTIAL if kind.scores is not Selector.scores]
-# Their draws are of positions, so they draw other samples where these are permuted.
-DRAWN = ("Random", "KCenter", "KMeans", "UPCORE", "DataShapley")
+# Their draws are of positions, so they draw other samples where these are permuted; Learned may
+# choose one of them.
+DRAWN = ("Random", "KCenter", "KMeans", "UPCORE", "DataShapley", "DVRL", "Learned")
 
 
 class Watch(Callback):
@@ -43,8 +44,13 @@ class Watch(Callback):
 
 
 def make(kind, **given):
-    """A selector; strong damping makes few iterations of Influence."""
-    return kind(**({"damping": 1.0} if issubclass(kind, Influence) else {}), **given)
+    """A selector; strong damping makes few iterations of Influence, others are told to make few."""
+    few = {
+        Influence: {"damping": 1.0},
+        DVRL: {"iterations": 50},
+        DataShapley: {"permutations": 100},
+    }
+    return kind(**next((v for k, v in few.items() if issubclass(kind, k)), {}), **given)
 
 
 def pick(fit, modality, selector, **options):
