@@ -34,6 +34,7 @@ _STRAY = re.compile(r"unrecognized arguments: ([^-]\S*)")
 _NO_FILE = re.compile(r"(?:File does not exist|Path is not a file|not readable): '(.+)'")
 _BROKEN = re.compile(r"Problems parsing config|Unexpected config")
 _NO_VALUE = re.compile(r"argument (\S+): expected .*argument")
+_EXTRA = r"this needs `(\w+)`: pip install 'erasus-pl\[(\w+)"
 _NO_CLASS = re.compile(
     r"(?:Unexpected import path format|Expected a dot import path string): (.+)"
     r"|Problem with given class_path '(.+)'|.*callable class: .*class_path='([\w.]+)'"
@@ -208,9 +209,9 @@ def _explain(
         if "/" in name or name.endswith((".yaml", ".yml")):
             return f"{at}there is no file {name!r}; paths count from the file that names them"
         reason = rest[0].strip() if text.startswith("Problem") and rest else "has no attribute"
-        if absent := re.search(r"Requirement '(\w+)|this needs `(\w+)`", reason):
-            extra = absent[1] or absent[2]
-            return f"{at}{name!r} needs `{extra}`: pip install 'erasus-pl[{extra}]'"
+        if absent := re.search(rf"Requirement '(\w+)|{_EXTRA}", reason):
+            module, extra = absent[1] or absent[2], absent[3] or absent[1]
+            return f"{at}{name!r} needs `{module}`: pip install 'erasus-pl[{extra}]'"
         if "has no attribute" not in reason:
             return f"{at}{name!r}: {reason}"
         near = did_you_mean(name.rpartition(".")[2], _class_names(types))

@@ -1,6 +1,7 @@
 """Every YAML under conf/ is run, from the command line's entry point to what it leaves behind."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -162,3 +163,21 @@ def test_overlay_shortens_a_run(path, tmp_path, capsys):
 @pytest.mark.parametrize("path", _parameters(_files("logger")))
 def test_overlay_is_run_by_the_logger_tests(path):
     assert path.name in (CONF.parent / "tests/test_loggers.py").read_text()
+
+
+@pytest.mark.parametrize("path", _parameters(_files("restrict", "robust")))
+def test_overlay_is_appended_to_a_run_and_its_resumption(path, tmp_path, capsys):
+    if path.stem == "low_rank" and find_spec("peft") is None:
+        pytest.skip("needs peft: pip install 'erasus-pl[llm]'")
+    earlier = tmp_path / "earlier.yaml"
+    first = {"class_path": "lightning.pytorch.callbacks.ModelSummary"}
+    earlier.write_text(yaml.safe_dump({"trainer": {"callbacks": [first]}}))
+    arguments = ["fit", "--config", str(CONF / "quickstart.yaml"), "--config", str(earlier)]
+    arguments += ["--config", str(path), *_quick(tmp_path), "--task.init_args.epochs=1"]
+    arguments += ["--evidence.enabled=false"]
+    assert main([*arguments, "--trainer.max_epochs=1"]) == 0, capsys.readouterr().err
+    assert main([*arguments, "--trainer.max_epochs=2", "--resume"]) == 0, capsys.readouterr().err
+    written = yaml.safe_load((tmp_path / "config.yaml").read_text())["trainer"]["callbacks"]
+    (part,) = yaml.safe_load(path.read_text())["trainer"]["callbacks+"]
+    assert [c["class_path"] for c in written] == [first["class_path"], part["class_path"]]
+    _holds(written[1].get("init_args", {}), part["init_args"])

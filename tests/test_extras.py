@@ -1,7 +1,9 @@
 import sys
+from pathlib import Path
 
 import pytest
 
+from erasus_pl.__main__ import main
 from erasus_pl._extras import require
 
 pytestmark = pytest.mark.smoke
@@ -31,3 +33,14 @@ def test_a_module_that_lacks_something_else_says_what(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="something_else_entirely"):
         require("half_installed", "rl")
+
+
+def test_a_missing_adapter_library_names_the_extra_that_brings_it(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    conf = Path(__file__).parents[1] / "conf"
+    overlay = ["--config", str(conf / "restrict" / "low_rank.yaml")]
+    assert main(["fit", "--config", str(conf / "quickstart.yaml"), *overlay]) == 2
+    err = capsys.readouterr().err
+    assert err == (
+        "error: 'erasus_pl.mechanisms.LowRank' needs `peft`: pip install 'erasus-pl[llm]'\n"
+    )

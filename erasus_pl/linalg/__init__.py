@@ -18,6 +18,7 @@ from erasus_pl.linalg.hvp import (
 )
 from erasus_pl.linalg.lissa import largest_eigenvalue, lissa
 from erasus_pl.linalg.low_rank import inverse_fisher_product
+from erasus_pl.linalg.masks import importance_ratio, top_fraction
 from erasus_pl.linalg.parameters import flatten, trainable_parameters, unflatten
 from erasus_pl.linalg.per_sample import (
     PerSampleGradients,
@@ -25,12 +26,14 @@ from erasus_pl.linalg.per_sample import (
     gradient_norms,
     per_sample_gradients,
 )
+from erasus_pl.linalg.two_sided import ascent, nash_weights, rectify, with_gradient
 
 __all__ = [
     "CurvatureError",
     "PerSampleGradients",
     "Solution",
     "arnoldi",
+    "ascent",
     "conjugate_gradient",
     "dampen",
     "datainf_solve",
@@ -44,13 +47,18 @@ __all__ = [
     "gradient_dots",
     "gradient_norms",
     "hessian_vector_product",
+    "importance_ratio",
     "inverse_fisher_product",
     "largest_eigenvalue",
     "lissa",
     "low_rank_solve",
     "mean_gradient",
+    "nash_weights",
     "per_sample_gradients",
     "pooled_importance",
+    "rectify",
+    "top_fraction",
     "trainable_parameters",
     "unflatten",
+    "with_gradient",
 ]

@@ -2,6 +2,8 @@
 
 import copy
 import warnings
+from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
@@ -14,6 +16,9 @@ from erasus_pl.callbacks.training_record import TrainingRecord
 from erasus_pl.tasks.base import SPLITS, Batch, OptimizerCallable, Task, on_curve
 
 __all__ = ["NoEffectWarning", "Strategy"]
+
+# From a strategy and what evaluates its terms: these, and a scalar with the gradient of the step.
+Rule = Callable[["Strategy", Callable[[], dict[str, Tensor]]], tuple[dict[str, Tensor], Tensor]]
 
 
 class NoEffectWarning(UserWarning):
@@ -38,6 +43,7 @@ class Strategy(LightningModule):
     needs_original: ClassVar[bool] = False
     requires: ClassVar[tuple[str, ...]] = ()
     paper: ClassVar[dict[str, Any]] = {}
+    on_weights: ClassVar[str] = ""  # what it does to the weights themselves, beside learning them
     # "class" or "random" → why its defaults bring a small trained network no nearer to the
     # retrained one there; what is not named has been measured to work.
     limits: ClassVar[dict[str, str]] = {}
@@ -54,6 +60,7 @@ class Strategy(LightningModule):
         self.task = task
         self.optimizer = optimizer
         self.totals: dict[str, Tensor] = {}
+        self.rule: Rule | None = None
         self.automatic_optimization = not self.one_shot
 
     @property
@@ -162,9 +169,12 @@ class Strategy(LightningModule):
         if self.one_shot:
             self._one_shot_step(forget, retain)
             return None
-        losses = self.unlearning_losses(forget, retain)
-        first, *rest = losses.values()
-        total = sum(rest, first)
+        if self.rule is None:
+            losses = self.unlearning_losses(forget, retain)
+            first, *rest = losses.values()
+            total = sum(rest, first)
+        else:
+            losses, total = self.rule(self, partial(self.unlearning_losses, forget, retain))
         if on_curve(self.trainer, self.trainer.fit_loop.epoch_loop.global_step + 1):
             terms = losses if len(losses) < 2 else {**losses, "loss": total}
             size = max(len(b["index"]) for b in (forget, retain) if b is not None)

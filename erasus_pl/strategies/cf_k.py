@@ -33,6 +33,7 @@ class CFk(Strategy):
     """
 
     loader_mode = "retain"
+    on_weights = "counts the layers that hold them"
     paper: ClassVar[dict] = {
         "title": "Towards Adversarial Evaluations for Inexact Machine Unlearning",
         "year": 2022,

@@ -48,6 +48,7 @@ class CT(Strategy):
 
     loader_mode = "retain"
     requires = ("convolutions",)
+    on_weights = "transposes them"
     paper: ClassVar[dict] = {
         "title": "Deep Unlearn: Benchmarking Machine Unlearning",
         "year": 2024,

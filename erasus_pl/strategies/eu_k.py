@@ -62,6 +62,7 @@ class EUk(Strategy):
     """
 
     loader_mode = "retain"
+    on_weights = "draws some of them anew"
     paper: ClassVar[dict] = {
         "title": "Towards Adversarial Evaluations for Inexact Machine Unlearning",
         "year": 2022,

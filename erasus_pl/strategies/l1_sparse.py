@@ -50,6 +50,7 @@ class L1Sparse(Strategy):
     """
 
     loader_mode = "retain"
+    on_weights = "penalises them"
     paper: ClassVar[dict] = {
         "title": "Model Sparsity Can Simplify Machine Unlearning",
         "year": 2023,

@@ -76,6 +76,7 @@ class MSG(Strategy):
 
     loader_mode = "retain"
     needs_original = True
+    on_weights = "draws some of them anew"
     paper: ClassVar[dict] = {
         "title": "Deep Unlearn: Benchmarking Machine Unlearning",
         "year": 2024,

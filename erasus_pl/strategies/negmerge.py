@@ -53,6 +53,7 @@ class NegMerge(Strategy):
 
     loader_mode = "forget"
     needs_original = True
+    on_weights = "subtracts them from one another"
     paper: ClassVar[dict] = {
         "title": "NegMerge: Sign-Consensual Weight Merging for Machine Unlearning",
         "year": 2025,

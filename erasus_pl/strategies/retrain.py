@@ -33,6 +33,7 @@ class Retrain(Strategy):
     """
 
     loader_mode = "retain"
+    on_weights = "draws them anew"
     paper: ClassVar[dict] = {
         "title": "Machine Unlearning",
         "year": 2021,

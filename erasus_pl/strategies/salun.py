@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from erasus_pl.linalg import mean_gradient, unflatten
+from erasus_pl.linalg import mean_gradient, top_fraction, unflatten
 from erasus_pl.strategies.base import Strategy
 from erasus_pl.tasks.base import Batch, OptimizerCallable, Task
 
@@ -32,10 +32,7 @@ def salient_mask(gradient: Tensor, fraction: float) -> Tensor:
         gradient: ∇_θ L(θ_o; D_f), `(P,)`.
         fraction: part to choose, in [0, 1]; 0.5 puts the threshold γ at the median.
     """
-    chosen = gradient.abs().argsort(descending=True, stable=True)[: round(fraction * len(gradient))]
-    mask = torch.zeros(len(gradient), dtype=torch.bool, device=gradient.device)
-    mask[chosen] = True
-    return mask
+    return top_fraction(gradient.abs(), fraction)
 
 
 class SalUn(Strategy):

@@ -44,6 +44,7 @@ class TaskArithmetic(Strategy):
 
     loader_mode = "forget"
     needs_original = True
+    on_weights = "subtracts them from one another"
     paper: ClassVar[dict] = {
         "title": "Editing Models with Task Arithmetic",
         "year": 2023,

@@ -243,7 +243,8 @@ class Task(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": self.scheduler(optimizer)}
 
     def _last_linear(self) -> nn.Linear | None:
-        linear = [m for m in self.network.modules() if isinstance(m, nn.Linear)]
+        named = self.network.named_modules()
+        linear = [m for n, m in named if isinstance(m, nn.Linear) and ".lora_" not in n]
         return linear[-1] if linear else None
 
     def _head_input(self, batch: Batch) -> Tensor:
