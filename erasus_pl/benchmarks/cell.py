@@ -111,9 +111,10 @@ def strategy_of(cell: Cell) -> Callable[[Task], Strategy]:
     arguments = part.setdefault("init_args", {})
     for name, value in cell.settings.items():
         if name == "lr":
-            if arguments.get("optimizer") is not None:
-                arguments["optimizer"]["init_args"]["lr"] = value
-        elif name not in RUN_SETTINGS:
+            for own in (arguments, *(s["init_args"] for s in _stages(arguments))):
+                if own.get("optimizer") is not None:
+                    own["optimizer"]["init_args"]["lr"] = value
+        elif name in arguments or name not in RUN_SETTINGS:
             arguments[name] = value
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--model", type=Callable[[Task], Strategy])
@@ -197,9 +198,15 @@ def _run(cell: Cell, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _stages(arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [*arguments.get("stages", []), *arguments.get("members", [])]
+
+
 def _epochs(strategy: Strategy, task: Task, cell: Cell) -> int:
     if strategy.one_shot:
         return 1
+    if _stages(cell.strategy["init_args"]):
+        return -1
     as_trained = cell.strategy["init_args"].get("optimizer", 0) is None
     return task.epochs if as_trained else int(cell.settings.get("epochs", 5))
 
