@@ -181,6 +181,20 @@ class UnlearningDataModule(LightningDataModule):
         fetcher = Fetcher(dataset.dataset, self.seed, None, self.collate)
         return SweepLoader(fetcher, dataset.positions, self.batch_size, self.num_workers)
 
+    def training_batches(self, positions: Tensor, seed: int) -> StepLoader:
+        """Passes over part of the training data for a single process, reshuffled each time.
+
+        Args:
+            positions: `(n,)` positions in `train_set`, at least one.
+            seed: of the order and of all that a step draws.
+        """
+        fetcher = Fetcher(self.train_set, seed, None, self.collate, augment=True)
+        walk = Cycle(positions, self.batch_size, seed, whole_passes=True)
+        return StepLoader(
+            fetcher, walk.__getitem__, len(walk), None, None, seed, 0, self.num_workers,
+            self.pin_memory,
+        )  # fmt: skip
+
     def forget_batches(self) -> Iterator[dict[str, Any]]:
         """The forget set, or its coreset, once and in order, on the model's device."""
         part = View(self.train_set, self._spent_on())

@@ -90,8 +90,9 @@ class StepLoader:
         fetcher: makes batches.
         plan: step number → picks; a pure function.
         length: steps of an epoch.
-        progress: `(step, done)`: the next step's number and how many of this epoch are done.
-        advance: called after each batch is handed out.
+        progress: `(step, done)`: the next step's number and how many of this epoch are done; if
+            not given, a loader counts for itself and no epoch of it is resumed.
+        advance: called after each batch is handed out; given with `progress`.
         seed: of the random state of steps.
         rank: of this process.
         num_workers: processes that fetch ahead.
@@ -103,8 +104,8 @@ class StepLoader:
         fetcher: Fetcher,
         plan: Callable[[int], Any],
         length: int,
-        progress: Callable[[], tuple[int, int]],
-        advance: Callable[[], None],
+        progress: Callable[[], tuple[int, int]] | None,
+        advance: Callable[[], None] | None,
         seed: int,
         rank: int = 0,
         num_workers: int = 0,
@@ -113,8 +114,9 @@ class StepLoader:
         self.fetcher = fetcher
         self.plan = plan
         self.length = length
-        self.progress = progress
-        self.advance = advance
+        self._handed_out = 0
+        self.progress = progress or (lambda: (self._handed_out, 0))
+        self.advance = advance or self._count
         self.seed = mix(seed, rank)
         self.num_workers = num_workers
         self.pin_memory = pin_memory
@@ -130,6 +132,9 @@ class StepLoader:
             self.advance()
             _seed_all(mix(self.seed, number))
             yield batch
+
+    def _count(self) -> None:
+        self._handed_out += 1
 
 
 class SweepLoader:

@@ -115,6 +115,7 @@ class Proof:
                 user.record = str(paths[recorder.name])
                 say(f"record: {user.record}")
             task.network.load_state_dict(model.network.state_dict())
+            task.shards_folder = model.shards_folder
             self.seconds["original"] = seconds
             say(f"original: {_how(found)} in {seconds:.1f} s")
         self.before = copy.deepcopy(task).eval()
@@ -147,7 +148,8 @@ class Proof:
             return
         self.model.eval()
         gold = self.gold()
-        self.seconds["unlearned"] = recorder.seconds
+        found_done = getattr(self.model, "seconds_found", 0.0)
+        self.seconds["unlearned"] = recorder.seconds + found_done
         evidence = compare(
             self.before.cpu(),
             self.model.task.cpu(),

@@ -1,34 +1,14 @@
 """Checkpoints that are either whole or not there, and that never run code when read."""
 
 import os
-import secrets
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from erasus_pl.tasks.weights import load_safely
+from erasus_pl.tasks.weights import load_safely, save_atomically
 
 __all__ = ["AtomicCheckpointIO", "save_atomically"]
-
-
-def save_atomically(content: Any, path: Path) -> None:
-    """Write with `torch.save` to a temporary name in the same folder, then rename.
-
-    Raises:
-        OSError: the disk is full or not writable; an earlier file of that name is intact.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with part.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

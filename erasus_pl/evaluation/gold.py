@@ -1,11 +1,14 @@
 """Train the models that unlearning is held against: the original, and the retrained gold.
 
 Both are kept in a folder under a hash of what they depend on, and read back when it is the same.
+The original of a sharded ensemble also keeps the checkpoints of its slices, in a folder of that
+name.
 """
 
 import copy
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +17,7 @@ import torch
 
 from erasus_pl.callbacks.atomic_io import save_atomically
 from erasus_pl.callbacks.training_record import TrainingRecord
+from erasus_pl.networks import ShardedEnsemble
 from erasus_pl.tasks.base import Task
 from erasus_pl.tasks.training import train_task
 from erasus_pl.tasks.weights import load_safely
@@ -89,6 +93,7 @@ class Kept:
             RuntimeError: training again gave other weights.
         """
         path = self.folder / f"{name}-{key}.ckpt"
+        folder = path.with_suffix("")
         model = copy.deepcopy(task)
         found = path.is_file()
         if found:
@@ -100,11 +105,16 @@ class Kept:
                 _compare(again.cpu(), model, path)
                 self._write(name, key, missing)
         else:
-            seconds = train_task(model, data, on, seed, self.trainer, recorders)
+            seconds = train_task(model, data, on, seed, self.trainer, recorders, folder)
             model.cpu()
             self._write(name, key, recorders)
             state = {"state_dict": model.network.state_dict(), "seconds": seconds, "seed": seed}
             save_atomically(state, path)
+        if isinstance(model.network, ShardedEnsemble):
+            if on == "retrain":
+                shutil.rmtree(folder, ignore_errors=True)
+            else:
+                model.shards_folder = str(folder)
         return model.eval(), seconds, found
 
     def record(self, name: str, key: str, recorder: TrainingRecord) -> Path:

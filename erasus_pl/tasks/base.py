@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MetricCollection
 
 from erasus_pl._lean_loop import install as lean
+from erasus_pl.networks import ShardedEnsemble
 from erasus_pl.tasks.weights import matching_weights, reset_parameters
 
 __all__ = ["SPLITS", "Batch", "OptimizerCallable", "SchedulerCallable", "Task", "on_curve"]
@@ -46,9 +47,10 @@ class Task(LightningModule):
     """
 
     provides: ClassVar[tuple[str, ...]] = (
-        "features", "linear_head", "vector_outputs", "convolutions",
+        "features", "linear_head", "vector_outputs", "convolutions", "shards",
     )  # fmt: skip
     loader_mode: str = "train"
+    shards_folder: str | None = None
 
     def __init__(
         self,
@@ -93,10 +95,13 @@ class Task(LightningModule):
     def capabilities(self) -> frozenset[str]:
         """What this very task can do: `provides`, less what its network lacks."""
         found = set(self.provides)
-        if self._last_linear() is None:
+        sharded = isinstance(self.network, ShardedEnsemble)
+        if sharded or self._last_linear() is None:
             found -= {"features", "linear_head"}
         if not any(isinstance(m, nn.Conv2d) for m in self.network.modules()):
             found -= {"convolutions"}
+        if not sharded:
+            found -= {"shards"}
         return frozenset(found)
 
     def forward(self, batch: Batch) -> Tensor:
@@ -190,6 +195,12 @@ class Task(LightningModule):
     def setup(self, stage: str) -> None:
         """Leave out of the training loop what the run does not use."""
         if stage == "fit":
+            if isinstance(self.network, ShardedEnsemble):
+                msg = (
+                    "`network`: a ShardedEnsemble is trained shard by shard: `fit` with a strategy "
+                    "does so before it unlearns, or call erasus_pl.tasks.training.train_task"
+                )
+                raise TypeError(msg)
             lean(self.trainer)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -31,7 +31,7 @@ class CausalLMTask(Task):
     """
 
     provides: ClassVar[tuple[str, ...]] = (
-        "targets", "log_likelihood", "divergence", "features", "linear_head",
+        "targets", "log_likelihood", "divergence", "features", "linear_head", "shards",
     )  # fmt: skip
 
     def __init__(

@@ -43,7 +43,7 @@ class ClassificationTask(Task):
 
     provides: ClassVar[tuple[str, ...]] = (
         "targets", "log_likelihood", "divergence", "features", "linear_head", "vector_outputs",
-        "convolutions",
+        "convolutions", "shards",
     )  # fmt: skip
 
     def __init__(

@@ -3,8 +3,10 @@
 import copy
 import hashlib
 import json
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -12,7 +14,9 @@ import torch
 from lightning.pytorch import Callback
 from torch import nn
 
+from erasus_pl.networks import ShardedEnsemble
 from erasus_pl.tasks.base import Task
+from erasus_pl.tasks.shards import ShardTraining
 from erasus_pl.tasks.weights import reset_trainable
 
 __all__ = ["recipe_key", "train_task"]
@@ -29,8 +33,11 @@ def train_task(
     seed: int,
     trainer: Mapping[str, Any] | None = None,
     callbacks: Sequence[Callback] = (),
+    folder: str | Path | None = None,
 ) -> float:
     """Train a task in place, from a fresh initialisation of all that is not frozen.
+
+    A task over a `ShardedEnsemble` is trained shard by shard, slice by slice.
 
     Args:
         task: what to train; its weights are drawn anew.
@@ -39,10 +46,24 @@ def train_task(
         seed: of the initialisation, the order of batches and every step.
         trainer: arguments of the Lightning Trainer, such as `accelerator`.
         callbacks: added to those of `trainer`, such as a `TrainingRecord`.
+        folder: where a sharded ensemble's checkpoints are kept, one for each shard and slice; what
+            is there and fits is not trained again. Without it they are thrown away, and SISA
+            cannot delete from that model. Other networks use none.
 
     Returns:
-        Wall seconds.
+        Wall seconds, those of what is not trained again included.
+
+    Raises:
+        TypeError: the training of a sharded ensemble is to be recorded.
     """
+    if isinstance(task.network, ShardedEnsemble):
+        for callback in callbacks:
+            msg = (
+                f"`network`: {type(callback).__name__} cannot record a ShardedEnsemble, which is "
+                "trained shard by shard; give the task a plain network"
+            )
+            raise TypeError(msg)
+        return _train_shards(task, task.network, data, on, seed, trainer, folder)
     pl.seed_everything(seed, verbose=False)
     reset_trainable(task.train(), task.reset, seed)
     task.loader_mode = on
@@ -96,6 +117,26 @@ def recipe_key(task: Task, data: Any, **parts: Any) -> str:
         "parts": parts,
     }
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _train_shards(
+    task: Task,
+    network: ShardedEnsemble,
+    data: Any,
+    on: Literal["train", "retrain"],
+    seed: int,
+    trainer: Mapping[str, Any] | None,
+    folder: str | Path | None,
+) -> float:
+    data.setup()
+    with tempfile.TemporaryDirectory() as scratch:
+        kept = data.retain_set.positions if on == "retrain" else torch.arange(len(data.train_set))
+        training = ShardTraining(task, data, kept, seed, Path(folder or scratch))
+        training.record()
+        training.train(trainer=trainer)
+        training.assemble(network)
+        task.shards_folder = None if folder is None else str(folder)
+        return training.seconds(stage for stages in training.stages for stage in stages)
 
 
 def _name(function: Any) -> str:

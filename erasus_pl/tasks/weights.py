@@ -1,6 +1,8 @@
-"""Read a network's weights, and draw them anew."""
+"""Read and write a network's weights, and draw them anew."""
 
+import os
 import pickle
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["load_safely", "matching_weights", "read_weights", "reset_parameters", "reset_trainable"]
+__all__ = [
+    "load_safely",
+    "matching_weights",
+    "read_weights",
+    "reset_parameters",
+    "reset_trainable",
+    "save_atomically",
+]
 
 _BEGINNINGS = (b"PK", b"\x80")  # of what torch.save writes, now and before it wrote archives
 
@@ -43,6 +52,24 @@ def load_safely(path: Path, field: str, remedy: str, map_location: Any = None) -
         raise ValueError(msg) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise ValueError(damaged) from error
+
+
+def save_atomically(content: Any, path: Path) -> None:
+    """Write with `torch.save` to a temporary name in the same folder, then rename.
+
+    Raises:
+        OSError: the disk is full or not writable; an earlier file of that name is intact.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with part.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def read_weights(path: str | Path) -> Mapping[str, Tensor]:

@@ -18,7 +18,8 @@ from datamodules import ArrayDataset, Pools, UnlearningDataModule
 from erasus_pl import strategies as room
 from erasus_pl.__main__ import main
 from erasus_pl._console import quiet
-from erasus_pl.networks import TinyLlama
+from erasus_pl.evaluation.gold import train_task
+from erasus_pl.networks import ShardedEnsemble, TinyLlama
 from erasus_pl.requests import ForgetIndices
 from erasus_pl.strategies import Strategy
 from erasus_pl.tasks import CausalLMTask, ClassificationTask, Task
@@ -80,6 +81,10 @@ def run(name: str, task_name: str, folder: str) -> str | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
+            if "shards" in STRATEGIES[name].requires:
+                task.network, task.epochs = ShardedEnsemble(task.network, shards=2, slices=2), 1
+                quick = {"accelerator": "cpu", "enable_progress_bar": False}
+                train_task(task, Tiny(columns), "train", 0, quick, folder=f"{folder}/{task_name}")
             strategy = STRATEGIES[name](task, **OPTIONS.get(name, {}))
             Trainer(
                 default_root_dir=folder, accelerator="cpu",

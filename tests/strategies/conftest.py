@@ -9,8 +9,9 @@ from lightning.pytorch import Trainer, seed_everything
 from torch import nn
 
 from datamodules import ArrayDataset, DigitsDataModule, Pools, UnlearningDataModule
+from erasus_pl import strategies as room
 from erasus_pl.evaluation.gold import train_task
-from erasus_pl.networks import MLP, ConvNet, TinyLlama
+from erasus_pl.networks import MLP, ConvNet, ShardedEnsemble, TinyLlama
 from erasus_pl.requests import ForgetClass, ForgetIndices
 from erasus_pl.tasks import CausalLMTask, ClassificationTask
 
@@ -97,9 +98,19 @@ def _tiny(name):
 
 
 @pytest.fixture(params=["images", "text"])
-def tiny(request):
-    """A tiny task of each kind: a classifier and a language model."""
-    return _tiny(request.param)
+def tiny(request, tmp_path):
+    """A tiny task of each kind: a classifier and a language model.
+
+    Where the strategy under test needs a task that was trained shard by shard, that is done.
+    """
+    made = _tiny(request.param)
+    strategy = getattr(room, request.node.callspec.params.get("name", ""), None)
+    if "shards" in getattr(strategy, "requires", ()) and "test_refuses" not in request.node.name:
+        made.task.network, made.task.epochs = ShardedEnsemble(made.task.network, 2, 2), 2
+        quiet = {"accelerator": "cpu", "enable_progress_bar": False}
+        train_task(made.task, made.data(), "train", 5, quiet, folder=tmp_path / "original")
+        made.task.train()
+    return made
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from torch import nn
 from datamodules import DigitsDataModule
 from erasus_pl import strategies as room
 from erasus_pl.evaluation.gold import train_task
-from erasus_pl.networks import MLP
+from erasus_pl.networks import MLP, ShardedEnsemble
 from erasus_pl.requests import ForgetClass, ForgetIndices
 from erasus_pl.strategies import Strategy
 from erasus_pl.tasks import ClassificationTask
@@ -70,13 +70,16 @@ def accuracies(task, data):
 
 
 @pytest.fixture(scope="module", params=CASES)
-def case(request):
+def case(request, tmp_path_factory):
     """An original, and how far a model is from the retrained one, for a kind of network."""
     make, width, epochs = CASES[request.param]
 
     @cache
-    def trained(convolutions):
+    def trained(convolutions, sharded=False):
         network = Grid(width) if convolutions else MLP(64, [width], 10)
+        folder = tmp_path_factory.mktemp("original") if sharded else None
+        if sharded:
+            network = ShardedEnsemble(network)
         task = ClassificationTask(
             network, optimizer=lambda p: torch.optim.Adam(p, lr=0.003), epochs=epochs
         )
@@ -84,7 +87,7 @@ def case(request):
         data.setup("validate")
         quiet = {"accelerator": "cpu", "enable_progress_bar": False}
         original, retrained = copy.deepcopy(task), copy.deepcopy(task)
-        train_task(original, data, "train", 0, quiet)
+        train_task(original, data, "train", 0, quiet, folder=folder)
         train_task(retrained, data, "retrain", 1, quiet)
         gold = accuracies(retrained, data)
         return original, lambda task: float(np.abs(accuracies(task, data) - gold).mean())
@@ -100,7 +103,8 @@ def test_there_is_something_to_forget(convolutions, case):
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_nearer_to_the_retrained_model_or_said_not_to_be(name, case, fit):
-    original, distance = case.trained("convolutions" in STRATEGIES[name].requires)
+    needs = STRATEGIES[name].requires
+    original, distance = case.trained("convolutions" in needs, "shards" in needs)
     strategy = STRATEGIES[name](copy.deepcopy(original).train())
     epochs = 1 if strategy.one_shot else 10
     if strategy.optimizer is None and name in {"EUk", "Retrain"}:
