@@ -235,6 +235,7 @@ class ErasusCLI(LightningCLI):
         if isinstance(self.model, Strategy) and self.subcommand in ("fit", "evaluate"):
             self.proof = Proof(self._settings, self.model, self.datamodule, self._bar)
             users: list[Strategy | Selector] = [self.model]
+            users += [s for s in getattr(self.model, "stages", []) if s is not None]
             users += [c for c in self.callbacks if isinstance(c, Selector)]
             self.proof.original(users if self.subcommand == "fit" else ())
             self._set_seed()

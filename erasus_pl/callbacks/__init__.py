@@ -7,6 +7,7 @@ from erasus_pl.callbacks.mlflow_logger import RunMLFlowLogger
 from erasus_pl.callbacks.recorder import Recorder
 from erasus_pl.callbacks.sample_history import SampleHistory
 from erasus_pl.callbacks.training_record import TrainingRecord, how_to_record, read_record
+from erasus_pl.callbacks.update_log import UpdateLog
 from erasus_pl.callbacks.weight_history import WeightHistory
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "RunMLFlowLogger",
     "SampleHistory",
     "TrainingRecord",
+    "UpdateLog",
     "WeightHistory",
     "how_to_record",
     "read_record",

@@ -44,6 +44,11 @@ class RunCheckpoint(Checkpoint):
         """Save at the end of an epoch."""
         self._save(trainer)
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save a run of no epochs: a strategy may have done its work before the first."""
+        if trainer.max_epochs == 0:
+            self._save(trainer)
+
     def _save(self, trainer: Trainer) -> None:
         self._saved = trainer.global_step
         for logger in trainer.loggers:

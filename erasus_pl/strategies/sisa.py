@@ -67,10 +67,10 @@ class SISA(Strategy):
         self.seconds_found = 0.0
         self._seed = 0
 
-    def setup(self, stage: str) -> None:
+    def check_task(self) -> None:
         """Say how to come by a task that fits."""
         try:
-            super().setup(stage)
+            super().check_task()
         except TypeError as error:
             if "shards" in self.task.capabilities:
                 raise

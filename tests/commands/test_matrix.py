@@ -78,14 +78,19 @@ def run(name: str, task_name: str, folder: str) -> str | None:
     """Two steps of a strategy on a task; why it cannot, or None."""
     seed_everything(0, verbose=False)
     task, columns = TASKS[task_name]()
+    quick = {"accelerator": "cpu", "enable_progress_bar": False}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             if "shards" in STRATEGIES[name].requires:
                 task.network, task.epochs = ShardedEnsemble(task.network, shards=2, slices=2), 1
-                quick = {"accelerator": "cpu", "enable_progress_bar": False}
                 train_task(task, Tiny(columns), "train", 0, quick, folder=f"{folder}/{task_name}")
             strategy = STRATEGIES[name](task, **OPTIONS.get(name, {}))
+            recorder = strategy.recorder()
+            if recorder is not None:
+                task.epochs, strategy.record = 1, f"{folder}/{name}-{task_name}.pt"
+                train_task(task, Tiny(columns), "train", 0, quick, [recorder])
+                recorder.write(strategy.record)
             Trainer(
                 default_root_dir=folder, accelerator="cpu",
                 max_epochs=EPOCHS.get(name, -1 if hasattr(strategy, "stages") else 1),

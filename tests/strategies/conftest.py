@@ -124,8 +124,9 @@ def fit(tmp_path_factory):
     """Fit a strategy as a user would; `resume` takes a checkpoint, others go to the Trainer."""
 
     def run(model, data, max_epochs=None, resume=None, **options):
-        if model.record is None and model.recorder() is not None:
-            record(model, data, tmp_path_factory.mktemp("record") / "record.pt")
+        for user in (model, *filter(None, getattr(model, "stages", []))):
+            if user.record is None and user.recorder() is not None:
+                record(user, data, tmp_path_factory.mktemp("record") / "record.pt")
         seed_everything(0, verbose=False)
         if max_epochs is None:
             max_epochs = 1 if model.one_shot else sum(getattr(model, "epochs", [3]))
@@ -144,6 +145,19 @@ def fit(tmp_path_factory):
         )
         trainer.fit(model, data, ckpt_path=resume)
         return model
+
+    return run
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """Train the original of a strategy that needs a record, and give the option that names it."""
+
+    def run(strategy, data):
+        if strategy.recorder() is None:
+            return {}
+        record(strategy, data, tmp_path / "record.pt")
+        return {"record": strategy.record}
 
     return run
 

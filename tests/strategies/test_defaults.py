@@ -102,13 +102,19 @@ def test_there_is_something_to_forget(convolutions, case):
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_nearer_to_the_retrained_model_or_said_not_to_be(name, case, fit):
+def test_nearer_to_the_retrained_model_or_said_not_to_be(name, case, fit, tmp_path):
     needs = STRATEGIES[name].requires
     original, distance = case.trained("convolutions" in needs, "shards" in needs)
     strategy = STRATEGIES[name](copy.deepcopy(original).train())
     epochs = 1 if strategy.one_shot else 10
     if strategy.optimizer is None and name in {"EUk", "Retrain"}:
         epochs = strategy.task.epochs
+    recorder = strategy.recorder()
+    if recorder is not None:  # which leaves that training as it was, to the bit
+        quiet = {"accelerator": "cpu", "enable_progress_bar": False}
+        train_task(copy.deepcopy(original), case.make(), "train", 0, quiet, [recorder])
+        strategy.record = str(tmp_path / "record.pt")
+        recorder.write(strategy.record)
     before = distance(original)
     after = distance(fit(strategy, case.make(), max_epochs=epochs).task)
     said = strategy.limits.get(case.name)
