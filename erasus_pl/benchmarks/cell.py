@@ -4,7 +4,7 @@ import copy
 import json
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from erasus_pl._console import quiet
 from erasus_pl.attacks.membership import auc
 from erasus_pl.benchmarks.suite import RUN_SETTINGS, Cell, Scenario
 from erasus_pl.callbacks.atomic_io import save_atomically
+from erasus_pl.callbacks.training_record import TrainingRecord
 from erasus_pl.evaluation.compare import records
 from erasus_pl.evaluation.evidence import ModelRecord
 from erasus_pl.evaluation.gold import Kept, cache_key
@@ -67,8 +68,21 @@ def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
     return row
 
 
-def models(scenario: Scenario, seed: int, folder: Path, floor: bool = False) -> dict[str, Any]:
+def models(
+    scenario: Scenario,
+    seed: int,
+    folder: Path,
+    floor: bool = False,
+    users: Callable[[Task], Sequence[Strategy | Selector]] | None = None,
+) -> dict[str, Any]:
     """The original and the retrained model of a seed, trained or found again.
+
+    Args:
+        scenario: data, task and request.
+        seed: of the original; the gold has another.
+        folder: where models are kept.
+        floor: a second retrained model is wanted.
+        users: makes of a task what may need a record of the original's training, and gets it.
 
     Returns:
         `data`, after `setup`; `original`; `retrained`; `gold_cpu`, the process seconds that its
@@ -81,7 +95,12 @@ def models(scenario: Scenario, seed: int, folder: Path, floor: bool = False) -> 
     common = {"task": scenario.task, "content": data.manifest.fingerprint}
     forget = data.manifest.forget_sha256
     found = {"data": data}
-    found["original"], _ = _get(kept, "original", common, task, data, "train", seed)
+    asked = [(u, r) for u in (users(task) if users else ()) if (r := u.recorder()) is not None]
+    found["original"], _ = _get(
+        kept, "original", common, task, data, "train", seed, [r for _, r in asked]
+    )
+    for user, recorder in asked:
+        user.record = str(kept.record("original", cache_key(**common, seed=seed), recorder))
     gold = {**common, "forget": forget}
     found["retrained"], found["gold_cpu"] = _get(
         kept, "retrained", gold, task, data, "retrain", seed + _GOLD
@@ -167,7 +186,14 @@ def measured(found: ModelRecord, gold: ModelRecord) -> dict[str, float]:
 
 
 def _run(cell: Cell, folder: Path) -> dict[str, Any]:
-    made = models(cell.scenario, cell.seed, folder)
+    used: list[Any] = []
+
+    def users(task: Task) -> list[Any]:
+        used[:] = [strategy_of(cell)(task)]
+        used.extend([selector_of(cell.selector)] if cell.selector else [])
+        return used
+
+    made = models(cell.scenario, cell.seed, folder, users=users)
     data, original, retrained = made["data"], made["original"], made["retrained"]
     for name in ("epoch", "forget_batch_size"):
         if name in cell.settings:
@@ -178,6 +204,9 @@ def _run(cell: Cell, folder: Path) -> dict[str, Any]:
     start = time.process_time()
     strategy = strategy_of(cell)(task.train())
     selector = selector_of(cell.selector) if cell.selector else None
+    strategy.record = used[0].record
+    if selector is not None:
+        selector.record = used[1].record
     trainer = Trainer(
         max_epochs=_epochs(strategy, task, cell), logger=False, enable_checkpointing=False,
         enable_model_summary=False, limit_val_batches=0,
@@ -208,16 +237,23 @@ def _epochs(strategy: Strategy, task: Task, cell: Cell) -> int:
     if _stages(cell.strategy["init_args"]):
         return -1
     as_trained = cell.strategy["init_args"].get("optimizer", 0) is None
-    return task.epochs if as_trained else int(cell.settings.get("epochs", 5))
+    return int(cell.settings.get("epochs", task.epochs if as_trained else 5))
 
 
 def _get(
-    kept: Kept, name: str, parts: Mapping[str, Any], task: Task, data: Any, on: Any, seed: int
+    kept: Kept,
+    name: str,
+    parts: Mapping[str, Any],
+    task: Task,
+    data: Any,
+    on: Any,
+    seed: int,
+    recorders: Sequence[TrainingRecord] = (),
 ) -> tuple[Task, float]:
     key = cache_key(**parts, seed=seed)
     path = kept.folder / f"{name}-{key}.seconds.pt"
     start = time.process_time()
-    model, _, found = kept.get(name, key, task, data, on, seed)
+    model, _, found = kept.get(name, key, task, data, on, seed, recorders)
     if not found or not path.is_file():
         save_atomically({"cpu": time.process_time() - start}, path)
     return model, float(torch.load(path, weights_only=True)["cpu"])
