@@ -100,7 +100,8 @@ class DataShapley(Selector):
         fraction: part of the forget set to keep, in (0, 1].
         k: number of samples to keep; give either `fraction` or `k`.
         target: set whose prediction is the performance: retain or holdout.
-        permutations: orders that samples enter in, at most.
+        permutations: orders that samples enter in, at most; whether the values have settled is
+            looked at after each 100.
         tolerance: an order ends where the performance is within this part of that of all samples,
             in [0, 1); 0 ends none.
         convergence: mean relative change of the values over 100 orders that is small enough to
@@ -172,7 +173,7 @@ class DataShapley(Selector):
             if change < self.convergence:
                 break
             before = now
-        if change >= self.convergence > 0:
+        if float("inf") > change >= self.convergence > 0:
             warnings.warn(
                 f"DataShapley: the values still move by {change:.1%} of their size after "
                 f"{self.permutations} orders; raise `permutations` or `convergence`",
