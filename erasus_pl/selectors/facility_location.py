@@ -38,8 +38,10 @@ def facility_location(similarity: Callable[[Tensor], Tensor], n: int, k: int) ->
         k: how many to pick, at most n.
     """
     step = max(1, _BUDGET // n)
-    alone = torch.cat([similarity(j).sum(0) for j in torch.arange(n).split(step)])
     covered = torch.zeros_like(similarity(torch.arange(1)))
+    alone = covered[:, 0].clone()
+    for columns in torch.arange(n).split(step):  # small results kept apart would split the heap
+        alone[columns.to(alone.device)] = similarity(columns).sum(0)
 
     def gains(columns: Tensor) -> Tensor:
         return (similarity(columns) - covered).clamp_(min=0).sum(0)

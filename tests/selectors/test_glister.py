@@ -138,7 +138,7 @@ def test_a_budget_below_the_rounds(fit, modality):
 def test_what_it_cannot_do_is_said(fit, modality):
     columns = {name: column.clone() for name, column in modality.columns.items()}
     columns["input"][17] = torch.nan
-    with pytest.raises(ValueError, match="sample 17 of the forget set"):
+    with pytest.raises(ValueError, match="sample 17 of the training data"):
         fit(Glister(k=3), modality.task, columns)
     columns = {name: column.clone() for name, column in modality.columns.items()}
     columns["input"][70] = torch.nan
