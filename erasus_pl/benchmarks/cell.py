@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from jsonargparse import ArgumentParser
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 
 from erasus_pl._console import quiet
 from erasus_pl.attacks.membership import auc
@@ -25,6 +26,7 @@ from erasus_pl.evaluation.gold import Kept, cache_key
 from erasus_pl.evaluation.measures import average_gap, tug_of_war
 from erasus_pl.requests import ForgetRequest
 from erasus_pl.selectors import Selector
+from erasus_pl.selectors.learned import describe
 from erasus_pl.strategies import Strategy
 from erasus_pl.tasks import Task
 
@@ -207,13 +209,14 @@ def _run(cell: Cell, folder: Path) -> dict[str, Any]:
     strategy.record = used[0].record
     if selector is not None:
         selector.record = used[1].record
+    look = _Describe()
     trainer = Trainer(
         max_epochs=_epochs(strategy, task, cell), logger=False, enable_checkpointing=False,
         enable_model_summary=False, limit_val_batches=0,
-        callbacks=[selector] if selector else [], default_root_dir=folder, **_QUIET,
+        callbacks=[selector, look] if selector else [], default_root_dir=folder, **_QUIET,
     )  # fmt: skip
     trainer.fit(strategy, data)
-    cpu = time.process_time() - start
+    cpu = time.process_time() - start - look.seconds
     judged_on(data, cell.judge)
     task = strategy.task
     found = records({"original": original, "unlearned": task, "retrained": retrained}, data)
@@ -221,10 +224,26 @@ def _run(cell: Cell, folder: Path) -> dict[str, Any]:
     return {
         **measured(found["unlearned"], found["retrained"]),
         "cpu": cpu, "gold_cpu": made["gold_cpu"],
-        "selector_seconds": selector.seconds if selector else None,
+        "selector_seconds": selector.seconds if selector else None, "features": look.found,
         "original_gap": before["AvgGap"],
         "changed": bool(_moved(found["original"], found["unlearned"])),
     }  # fmt: skip
+
+
+class _Describe(Callback):
+    """Measures what a selector could be chosen by."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, float | None] | None = None
+        self.seconds = 0.0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: pl.LightningModule) -> None:
+        if isinstance(pl_module, Strategy):
+            start = time.process_time()
+            self.found = {
+                k: v if math.isfinite(v) else None for k, v in describe(pl_module).items()
+            }
+            self.seconds = time.process_time() - start
 
 
 def _stages(arguments: Mapping[str, Any]) -> list[dict[str, Any]]:

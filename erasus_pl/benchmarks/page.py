@@ -1,5 +1,6 @@
 """The page of a suite: tables in Markdown, one picture, and the same as JSON."""
 
+import csv
 import json
 import platform
 import statistics
@@ -13,7 +14,7 @@ import numpy as np
 from erasus_pl.benchmarks.runner import Results
 from erasus_pl.benchmarks.suite import Suite
 
-__all__ = ["summary", "write_page"]
+__all__ = ["summary", "write_page", "write_table"]
 
 _PERCENT = ("UA", "RA", "TA", "MIA", "AvgGap", "ToW")
 _EXPLAINED = (
@@ -86,6 +87,32 @@ def write_page(suite: Suite, results: Results, path: Path, command: str) -> None
         partial = target.with_name(f".{target.name}.part")
         partial.write_text(content, "utf-8")
         partial.replace(target)
+
+
+def write_table(results: Results, path: Path) -> None:
+    """Write the runs with selectors as CSV, a row each: what `benchmarks/learn_selector.py` reads."""
+    from erasus_pl.selectors.learned import FEATURES
+
+    runs = [row for row in results.rows if row["judge"] == "test"]
+    seen = {
+        (r["scenario"], r["strategy"], r["seed"]): r["features"] for r in runs if r.get("features")
+    }
+    lines = []
+    for row in runs:
+        dataset, _, request = row["scenario"].partition(", ")
+        features = seen.get((row["scenario"], row["strategy"], row["seed"]), {})
+        lines.append({
+            "dataset": dataset, "request": request, "strategy": row["strategy"],
+            "selector": row["selector"] or "Full", "fraction": row["fraction"] or 1.0,
+            "seed": row["seed"], "AvgGap": row.get("AvgGap", ""), "seconds": row.get("cpu", ""),
+            **{k: "" if features.get(k) is None else f"{features[k]:.6g}" for k in FEATURES},
+        })  # fmt: skip
+    partial = path.with_name(f".{path.name}.part")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(lines[0]) if lines else ["dataset"])
+        writer.writeheader()
+        writer.writerows(lines)
+    partial.replace(path)
 
 
 def _entries(
