@@ -96,6 +96,7 @@ def test_comes_back_without_the_class_in_as_many_epochs_as_training(convolved_di
             lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9, weight_decay=5e-4),
         )
         data = convolved_digits.data()
+        data.seed = 0
         return convolved_digits.measure(fit(strategy, data, max_epochs=epochs))
 
     assert run(3)["retain"] < 0.8

@@ -111,10 +111,12 @@ def test_refuses_a_scaling_that_does_nothing(tiny):
 
 
 def test_forgets_a_class_and_keeps_most_of_the_rest(digits, fit):
+    data = digits.data()
+    data.seed = 0
     strategy = NegMerge(
         copy.deepcopy(digits.original), optimizer=lambda p: torch.optim.Adam(p, lr=3e-3)
     )
-    found = digits.measure(fit(strategy, digits.data(), max_epochs=20))
+    found = digits.measure(fit(strategy, data, max_epochs=20))
     assert found["forget"] <= 0.05, found
     assert found["retain"] >= digits.retrained["retain"] - 0.04, found
     assert found["test"] >= digits.retrained["test"] - 0.05, found

@@ -147,7 +147,9 @@ def test_refuses_values_out_of_range(name, value, range_, images):
 
 
 def test_forgets_a_class_and_keeps_most_of_the_rest(digits, fit):
-    found = digits.measure(fit(UNSIR(copy.deepcopy(digits.original)), digits.data(), max_epochs=2))
+    data = digits.data()
+    data.seed = 0
+    found = digits.measure(fit(UNSIR(copy.deepcopy(digits.original)), data, max_epochs=2))
     assert found["forget"] <= 0.05, found
     assert found["retain"] >= digits.retrained["retain"] - 0.05, found
     assert found["test"] >= digits.retrained["test"] - 0.05, found
