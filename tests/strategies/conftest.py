@@ -124,9 +124,8 @@ def fit(tmp_path_factory):
     """Fit a strategy as a user would; `resume` takes a checkpoint, others go to the Trainer."""
 
     def run(model, data, max_epochs=None, resume=None, **options):
-        for user in (model, *filter(None, getattr(model, "stages", []))):
-            if user.record is None and user.recorder() is not None:
-                record(user, data, tmp_path_factory.mktemp("record") / "record.pt")
+        if model.record is None and model.recorder() is not None:
+            record(model, data, tmp_path_factory.mktemp("record") / "record.pt")
         seed_everything(0, verbose=False)
         if max_epochs is None:
             max_epochs = 1 if model.one_shot else sum(getattr(model, "epochs", [3]))

@@ -246,30 +246,33 @@ def test_fits_one_of_the_tiny_tasks_and_refuses_the_others(name, tiny, pictures,
 
 
 @pytest.mark.parametrize("name", [n for n, c in STRATEGIES.items() if not issubclass(c, Staged)])
-def test_is_as_a_stage_what_it_is_alone(name, tiny, fit):
+def test_is_as_a_stage_what_it_is_alone(name, tiny, fit, recorded):
     """As the only one, and on what another left, if both hold on to the same original."""
-    first = make("FineTune", tiny.task, optimizer=lambda p: torch.optim.AdamW(p, lr=0.01))
+    asks = make(name, tiny.task)
+    options = recorded(asks, tiny.data())
+    original = asks.task
+    first = make("FineTune", original, optimizer=lambda p: torch.optim.AdamW(p, lr=0.01))
     fit(first, tiny.data(), max_epochs=2)
-    for start in (tiny.task, first.task.train()):
-        alone = make(name, start)
-        alone.__dict__["_given_original"] = copy.deepcopy(tiny.task).requires_grad_(False).eval()
+    for start in (original, first.task.train()):
+        alone = make(name, start, **options)
+        alone.__dict__["_given_original"] = copy.deepcopy(original).requires_grad_(False).eval()
         epochs = 1 if alone.one_shot else 2
-        before = [first] if start is not tiny.task else []
-        stages = [_again(s) for s in (*before, alone)]
+        before = [first] if start is not original else []
+        stages = [_again(s) for s in before] + [_again(alone, **options)]
         lengths = [2 for _ in before] + [epochs]
-        staged = STRATEGIES["Pipeline"](copy.deepcopy(tiny.task), None, stages, lengths)
+        staged = STRATEGIES["Pipeline"](copy.deepcopy(original), None, stages, lengths)
         fit(alone, tiny.data(), max_epochs=epochs)
         fit(staged, tiny.data())
         same(staged.state_dict(), alone.state_dict())
-        flags = [p.requires_grad for p in tiny.task.parameters()]
+        flags = [p.requires_grad for p in original.parameters()]
         assert [p.requires_grad for p in staged.task.parameters()] == flags
 
 
-def _again(strategy):
+def _again(strategy, **options):
     """Makes one like it; but for the task, and what its defaults do not cover."""
     cls = type(strategy)
     settings = SETTINGS.get(cls.__name__, {})
-    return lambda task: cls(task, strategy.optimizer, **settings)
+    return lambda task: cls(task, strategy.optimizer, **settings, **options)
 
 
 def test_no_strategy_imports_another():

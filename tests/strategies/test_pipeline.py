@@ -271,3 +271,15 @@ def test_two_processes_follow_which_weights_learn(tiny, fit):
     one, two = (_dealt(tiny, fit, world) for world in (1, 2))
     for key in one:
         torch.testing.assert_close(two[key], one[key], rtol=1e-4, atol=1e-5)
+
+
+def test_a_record_that_stages_need_is_asked_for_and_handed_on(tiny, fit):
+    stages = [maker("FineTune"), maker("Amnesiac"), maker("Amnesiac")]
+    staged = Pipeline(copy.deepcopy(tiny.task), None, stages, (1, 1, 1))
+    assert staged.recorder().name == staged.stages[1].recorder().name
+    assert fit(staged, tiny.data()).record is not None
+    assert [stage.record for stage in staged.stages[1:]] == [staged.record] * 2
+    stages[1] = maker("Amnesiac", indices=[0])
+    with pytest.raises(ValueError, match="need several records of the original's training"):
+        Pipeline(tiny.task, None, stages, (1, 1, 1)).recorder()
+    assert Pipeline(tiny.task, None, stages, (1, 0, 1)).recorder() is not None
