@@ -39,7 +39,8 @@ class SparseUpdate(Callback):
     Masks are made of the original, in eval mode, after a selector has picked: put it behind the
     selector where `trainer.callbacks` is filled in Python. They are kept in checkpoints, one bit a
     weight. Layers that cannot move, because they were not chosen or because you froze them, also
-    keep their buffers: their batch norms stay in eval mode.
+    keep their buffers: their batch norms stay in eval mode. SISA is refused: it deletes exactly,
+    and a mask would keep what has to go.
 
     Args:
         mask: what ranks weights: `saliency`, |∇ℓ| over the forget set; `fisher`, Fisher information
@@ -94,6 +95,12 @@ class SparseUpdate(Callback):
             msg = (
                 f"{name} restricts a Strategy, and the model is a {type(pl_module).__name__}; "
                 "remove it from trainer.callbacks"
+            )
+            raise TypeError(msg)
+        if "shards" in pl_module.requires:
+            msg = (
+                f"{type(pl_module).__name__} deletes exactly, and {name} would leave in its "
+                "members what has to go; remove it from trainer.callbacks"
             )
             raise TypeError(msg)
         if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):

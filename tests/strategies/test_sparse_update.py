@@ -14,6 +14,7 @@ from torch import nn
 import erasus_pl.strategies as room
 from erasus_pl.linalg import importance_ratio, top_fraction
 from erasus_pl.mechanisms import SparseUpdate
+from erasus_pl.networks import ShardedEnsemble
 from erasus_pl.selectors import GradNorm
 from erasus_pl.strategies import Strategy
 from erasus_pl.tasks import Task
@@ -41,6 +42,8 @@ def tiny(tiny, pictures, request):
     """The tiny task; where the strategy under test needs convolutions, a classifier with some."""
     given = request.node.callspec.params.get("name")
     cls = STRATEGIES.get(given)
+    if cls is not None and "shards" in cls.requires:
+        pytest.skip(f"{given} is refused")
     if cls is None or fits(cls, tiny):
         return tiny
     if tiny.name == "images" and fits(cls, pictures):
@@ -169,6 +172,12 @@ def test_resumed_equals_uninterrupted(name, tiny, fit, tmp_path):
     same(again.masks, sparse.masks)
     last = torch.load(tmp_path / "resumed" / "last.ckpt", weights_only=True)
     same(last["optimizer_states"], ends["optimizer_states"])
+
+
+def test_what_deletes_exactly_is_refused(tiny, fit):
+    network = room.SISA(Task(ShardedEnsemble(nn.Linear(6, 4)), loss=nn.CrossEntropyLoss()))
+    with pytest.raises(TypeError, match="SISA deletes exactly, and SparseUpdate would leave in"):
+        fit(network, tiny.data(), callbacks=[SparseUpdate("random")])
 
 
 @pytest.mark.parametrize("options", [{}, {"gradient_clip_val": 0.1}, {"precision": "bf16-mixed"}])
