@@ -1,5 +1,6 @@
 """The contract of a datamodule: split the training data by a forget request, and feed the steps."""
 
+import copy
 import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
@@ -141,6 +142,17 @@ class UnlearningDataModule(LightningDataModule):
             self.forget_set = View(self.train_set, forget)
         if retain is not None:
             self.retain_set = View(self.train_set, retain)
+
+    def retaining(self, positions: Tensor) -> "UnlearningDataModule":
+        """A copy, of the same data in memory, whose retain set is other training positions.
+
+        Args:
+            positions: `(m,)` ascending positions in `train_set`.
+        """
+        other = copy.copy(self)
+        other._whole = (self._whole[0], View(self.train_set, positions))
+        other.use_part(None)
+        return other
 
     @property
     def coreset(self) -> Tensor | None:

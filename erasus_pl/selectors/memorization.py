@@ -10,6 +10,8 @@ sample i of those models whose subset holds i, less that of the others. The pape
 4,000 models; with few the estimate is coarse, so samples are left out equally often here, while
 each subset by itself is still a uniform one, and samples of one estimate are told apart by the same
 difference of their losses. On a sequence the accuracy is the fraction of its tokens that are right.
+What the recipe does not learn even where it is trained on, such as a wrong label in a training that
+stops early, scores 0.
 
 The models are trained by the task's own recipe, one after the other, shared out over processes.
 What each gets right is kept in the run's folder, so a run that is killed goes on where it was, and
@@ -164,8 +166,7 @@ class Memorization(Selector):
 
 def _train(strategy: Strategy, members: Tensor, seed: int) -> dict[str, Tensor]:
     """Losses and correctness ``(n,)`` on all training data of a model trained on a part of it."""
-    data = copy.copy(strategy.data)
-    data.retain_set = type(data.retain_set)(data.train_set, members.nonzero()[:, 0])
+    data = strategy.data.retaining(members.nonzero()[:, 0])
     task: Task = copy.deepcopy(strategy.task)
     device = strategy.device
     chosen = {"accelerator": device.type, "devices": 1 if device.index is None else [device.index]}

@@ -52,6 +52,14 @@ def test_over_all_subsets_it_is_the_definition():
     assert found[7] == 1.0
 
 
+def test_what_is_always_right_or_always_wrong_is_not_memorised():
+    members = subsets(SAMPLES, 20, SIZE, seed=0)
+    for value in (0.0, 1.0):
+        found = memorization(torch.full(members.shape, value), members)
+        torch.testing.assert_close(found, torch.zeros(SAMPLES))
+    torch.testing.assert_close(memorization(members.float(), members), torch.ones(SAMPLES))
+
+
 def test_drawn_subsets_estimate_it():
     members = subsets(SAMPLES, 4000, SIZE, seed=0)
     correct = torch.stack([_nearest(member) for member in members])
@@ -98,6 +106,25 @@ def test_mislabelled_samples_come_first(fit):
     columns, flipped = _flipped()
     picked = fit(Memorization(k=len(flipped), models=12), _overfits(), columns, batch_size=16)
     assert torch.equal(picked.picked, flipped)
+
+
+def test_each_model_sees_its_subset_and_nothing_else(fit, monkeypatch):
+    seen = []
+
+    def watched(task, data, on, seed, trainer):
+        data.setup("fit")
+        assert on == "retrain"
+        seen.append(data.retain_set.positions)
+        return train(task, data, on, seed, trainer)
+
+    train = module.train_task
+    monkeypatch.setattr(module, "train_task", watched)
+    task = _overfits()
+    task.epochs = 1
+    found = fit(Memorization(k=5, models=4), task, images())
+    members = subsets(N, 4, 84, seed=0)
+    assert [p.tolist() for p in seen] == [m.nonzero()[:, 0].tolist() for m in members]
+    assert found.data.retain_set.positions.tolist() == list(range(FORGOTTEN, N))
 
 
 def test_a_killed_run_goes_on_and_more_models_add_to_those_there(fit, tmp_path, monkeypatch):
