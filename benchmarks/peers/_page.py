@@ -142,7 +142,7 @@ def _short(peer: str, lines: Sequence[Line], floors: Mapping[str, float]) -> lis
         ", ".join(crashed) or "none",
         *_names(remarks),
         _score([compare(x.theirs, x.ours, floors[x.setting]) for x in paired]),
-        _score([compare(x.theirs, x.alike, floors[x.setting]) for x in paired if x.alike]),
+        _score([compare(x.theirs, x.alike, floors[x.setting]) for x in ran if x.alike]),
         _times(statistics.median(gap)) if gap else _NONE,
         _times(statistics.median(cpu)) if cpu else _NONE,
     ]

@@ -23,6 +23,7 @@ class Pair:
         alike: from what is known of a problem to the options that give ours the peer's values.
         options: of the peer's method, beyond its defaults.
         note: on these options, for the page.
+        defaults: whether ours at its defaults is held against it, or at their values only.
     """
 
     peer: str
@@ -32,6 +33,7 @@ class Pair:
     alike: Callable[[Options], Options] | None = None
     options: Options = field(default_factory=dict)
     note: str = ""
+    defaults: bool = True
 
 
 def _made(optimizer: str, **arguments: float) -> Options:
@@ -69,8 +71,10 @@ def _jit(about: Options) -> Options:
 
 def _alpha_2(ours: str) -> Pair:
     """Where the default selects nothing, two implementations agree whatever they compute."""
-    options = {"selection_weighting": 2.0}
-    return Pair("supreme", f"{ours}_det", ours, 1, lambda _: {"alpha": 2.0}, options, " (alpha 2)")
+    return Pair(
+        "supreme", f"{ours}_det", ours, 1, lambda _: {"alpha": 2.0},
+        {"selection_weighting": 2.0}, " (alpha 2)", False,
+    )  # fmt: skip
 
 
 PAIRS = [
@@ -118,7 +122,8 @@ LEFT_OUT = {
     "erasus": "26 of its 44 names are left out: 25 are for language, vision-language or diffusion "
     "models, two of which need `peft`, and `ensemble` has no default members.",
     "supreme": "`retrain` is left out: it is what methods are measured by, and knows its own "
-    "networks only.",
+    "networks only. `unsir` is for images of three channels and a forgotten class; no setting here "
+    "has both.",
     "torchunlearn": "Nothing is left out: its `Unlearn` class offers these four, and each imports "
     "a sub-package that the published wheel does not hold.",
 }
