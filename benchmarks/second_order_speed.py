@@ -1,10 +1,12 @@
 """Fisher diagonals and norms against loops, SSD against bare passes, facility location's memory.
 
 The loop takes one backward pass for each sample and squares what it finds, as a textbook does, on
-a 784-256-10 network and on one with two convolutions of 8 and 16 channels; both sides must
-find the same diagonal. SSD is a whole `fit`, loader, trainer and edit included, over two bare passes
-of forward and backward over the same data in the same batches, on 10,000 samples. Facility location
-picks 100 of n samples, each n in a process of its own, whose peak of memory is read at the end.
+a 784-256-10 network and on one with two convolutions of 8 and 16 channels; both sides must find
+the same diagonal. `*_ceiling` is the loop over one plain backward pass of the whole batch: no form
+that needs that pass can reach more. SSD is a whole `fit`, loader, trainer and edit included, over
+two bare passes of forward and backward over the same data in the same batches, on 10,000 samples.
+Facility location picks 100 of n samples, each n in a process of its own, whose peak of memory is
+read at the end.
 """
 
 import resource

@@ -14,9 +14,11 @@ import numpy as np
 from erasus_pl.benchmarks.runner import Results
 from erasus_pl.benchmarks.suite import Suite
 
-__all__ = ["summary", "write_page", "write_table"]
+__all__ = ["recorded", "summary", "write_evidence", "write_page", "write_table"]
 
 _PERCENT = ("UA", "RA", "TA", "MIA", "AvgGap", "ToW")
+# Those that run other strategies, and one that needs a record of the original's training.
+_COMBINE = ("amnesiac", "auto", "ensemble", "pipeline", "rum")
 _EXPLAINED = (
     "UA, RA and TA are the error on the forget set and the accuracies on retain and test set, MIA "
     "the AUC of the membership attack by confidence (forget against holdout set), AvgGap the mean "
@@ -75,6 +77,8 @@ def write_page(suite: Suite, results: Results, path: Path, command: str) -> None
     for name, scenario in found.items():
         table = _selectors if suite.selectors else _strategies
         lines += [f"## {name}", "", *table(scenario), ""]
+    if not suite.selectors:
+        lines += _auto(recorded(suite, results))
     for name, why in results.absent.items():
         lines += [f"## {name}", "", f"Not run: {why}", ""]
     if suite.left_out:
@@ -90,7 +94,7 @@ def write_page(suite: Suite, results: Results, path: Path, command: str) -> None
 
 
 def write_table(results: Results, path: Path) -> None:
-    """Write the runs with selectors as CSV, a row each: what `benchmarks/learn_selector.py` reads."""
+    """Write the runs as CSV, a row each, as `benchmarks/learn_selector.py` reads them."""
     from erasus_pl.selectors.learned import FEATURES
 
     runs = [row for row in results.rows if row["judge"] == "test"]
@@ -112,6 +116,37 @@ def write_table(results: Results, path: Path) -> None:
         writer = csv.DictWriter(file, list(lines[0]) if lines else ["dataset"])
         writer.writeheader()
         writer.writerows(lines)
+    partial.replace(path)
+
+
+def recorded(suite: Suite, results: Results) -> list[dict[str, Any]]:
+    """The cases that `erasus_pl.strategies.Auto` chooses by, one for each scenario."""
+    cases = []
+    for name, found in summary(suite, results).items():
+        floors = results.floors.get(name)
+        if not floors:
+            continue
+        runs = {
+            suite.strategies[e["strategy"]]["class_path"].rpartition(".")[2]: {
+                "gap": e["AvgGap"][0], "cost": e["time"][0], "settings": e["settings"],
+            }
+            for e in found["strategies"]
+            if "error" not in e and not e["failed"] and e["selector"] is None
+            and e["strategy"] not in _COMBINE
+        }  # fmt: skip
+        sizes = {k: floors[0][k] for k in ("task", "request", "train", "forget", "parameters")}
+        cases.append({
+            "name": name, **sizes, "floor": found["floor"]["AvgGap"][0],
+            "original": found["original"]["AvgGap"][0], "runs": runs,
+        })  # fmt: skip
+    return cases
+
+
+def write_evidence(suite: Suite, results: Results, path: Path) -> None:
+    """Write what `Auto` chooses by, as JSON."""
+    partial = path.with_name(f".{path.name}.part")
+    content = {"cases": recorded(suite, results)}
+    partial.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", "utf-8")
     partial.replace(path)
 
 
@@ -175,6 +210,32 @@ def _strategies(scenario: Mapping[str, Any]) -> list[str]:
             f"| {_settings(entry['settings'])}{note} |"
         )
     return lines
+
+
+def _auto(cases: list[dict[str, Any]], budget: float = 0.5) -> list[str]:
+    """What `Auto` chooses for each case from the others alone."""
+    from erasus_pl.strategies.auto import expected
+
+    lines = [
+        "## What Auto chooses", "",
+        f"For each scenario from the others of its kind alone, at up to {budget:g} of retraining's "
+        "cost; AvgGap in %.", "",
+        "| scenario | chosen | AvgGap | best there | AvgGap | original |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]  # fmt: skip
+    for case in cases:
+        found = expected(case, [c for c in cases if c is not case])
+        able = {n: v[0] for n, v in found.items() if v[1] <= budget and n in case["runs"]}
+        inside = {n: r["gap"] for n, r in case["runs"].items() if r["cost"] <= budget}
+        if not able or not inside:
+            continue
+        chosen, best = min(able, key=lambda n: able[n]), min(inside, key=lambda n: inside[n])
+        gaps = (case["runs"][chosen]["gap"], inside[best], case["original"])
+        shown = [f"{100 * gap:.1f}" for gap in gaps]
+        lines.append(
+            f"| {case['name']} | {chosen} | {shown[0]} | {best} | {shown[1]} | {shown[2]} |"
+        )
+    return [*lines, ""]
 
 
 def _selectors(scenario: Mapping[str, Any]) -> list[str]:

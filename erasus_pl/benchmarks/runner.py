@@ -11,6 +11,7 @@ from typing import Any
 
 from erasus_pl.benchmarks.cell import judged_on, measured, models, run_cell
 from erasus_pl.benchmarks.suite import Cell, Scenario, Settings, Suite
+from erasus_pl.requests import ForgetClass
 
 __all__ = ["Results", "best", "run_suite"]
 
@@ -28,7 +29,7 @@ class Results:
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
-    floors: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    floors: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     chosen: dict[tuple[str, str], Settings] = field(default_factory=dict)
     missing: int = 0
     absent: dict[str, str] = field(default_factory=dict)
@@ -162,8 +163,8 @@ def _absent(scenario: Scenario) -> str | None:
     return None
 
 
-def _floor(scenario: Scenario, seed: int, folder: Path) -> dict[str, float]:
-    """A second retrained model held against the first, on what is reported."""
+def _floor(scenario: Scenario, seed: int, folder: Path) -> dict[str, Any]:
+    """A second retrained model held against the first, on what is reported; and the sizes."""
     import torch
 
     from erasus_pl.evaluation.compare import records
@@ -172,8 +173,13 @@ def _floor(scenario: Scenario, seed: int, folder: Path) -> dict[str, float]:
     made = models(scenario, seed, folder, floor=True)
     judged_on(made["data"], "test")
     found = records({k: made[k] for k in ("original", "retrained", "retrained_2")}, made["data"])
-    row = measured(found["retrained_2"], found["retrained"])
+    row: dict[str, Any] = measured(found["retrained_2"], found["retrained"])
     for name in ("original", "retrained"):
         other = measured(found[name], found["retrained"])
         row |= {f"{name} {k}": value for k, value in other.items()}
-    return row
+    data, task = made["data"], made["original"]
+    return {
+        **row, "train": len(data.train_set), "forget": len(data.forget_set),
+        "parameters": sum(p.numel() for p in task.parameters()), "task": type(task).__name__,
+        "request": "class" if isinstance(data.request, ForgetClass) else "spread",
+    }  # fmt: skip

@@ -27,6 +27,7 @@ def main(args: list[str]) -> int:
     parser.add_argument("--page", help="Markdown file to write, with a .png and a .json beside it; "
                         "results.md in the folder if not given")  # fmt: skip
     parser.add_argument("--table", help="CSV file to write, a row for each run with a selector")
+    parser.add_argument("--evidence", help="JSON file to write, which the strategy Auto chooses by")
     parser.add_argument("--workers", type=int, default=1, help="processes, of one thread each")
     parser.add_argument("--minutes", type=float, help="start no run after that long")
     parser.add_argument("--scenarios", nargs="+", metavar="NAME", help="only these")
@@ -61,7 +62,7 @@ def _run(given: argparse.Namespace) -> int:
     )
 
     from erasus_pl.benchmarks import load_suite, run_suite
-    from erasus_pl.benchmarks.page import write_page, write_table
+    from erasus_pl.benchmarks.page import write_evidence, write_page, write_table
 
     suite = load_suite(given.config)
     stem = Path(given.config).stem
@@ -92,6 +93,8 @@ def _run(given: argparse.Namespace) -> int:
     write_page(suite, results, page, f"python -m erasus_pl benchmark {' '.join(own)}")
     if given.table:
         write_table(results, Path(given.table))
+    if given.evidence:
+        write_evidence(suite, results, Path(given.evidence))
     failed = [row for row in results.rows if "error" in row]
     print(f"runs: {len(results.rows):,}, of which {len(failed):,} failed; page: {page}")
     if results.missing:
