@@ -109,17 +109,15 @@ class SparseUpdate(Callback):
                 f"{type(trainer.strategy).__name__}; use one device or ddp"
             )
             raise TypeError(msg)
+        network = pl_module.task.network
         if self.layers:
-            network = pl_module.task.network
             chosen = named_parameters(network, self.layers, "layers")
             rest = (p for p in network.parameters() if p not in chosen)
             self._frozen = [p for p in rest if p.requires_grad]
             for parameter in self._frozen:
                 parameter.requires_grad_(False)
-        named = pl_module.task.network.named_parameters()
-        self._names = [name for name, p in named if p.requires_grad]
-        state = pl_module.task.network.state_dict()
-        self._original = {k: v.detach().cpu().clone() for k, v in state.items()}
+        self._names = [k for k, p in network.named_parameters() if p.requires_grad]
+        self._original = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
 
     @property
     def masks(self) -> dict[str, Tensor]:

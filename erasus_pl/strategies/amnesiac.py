@@ -70,6 +70,7 @@ class Amnesiac(Strategy):
     """
 
     loader_mode = "retain"
+    on_weights = "takes updates of them back"
     paper: ClassVar[dict] = {
         "title": "Amnesiac Machine Learning",
         "year": 2021,

@@ -25,7 +25,7 @@ STRATEGIES = {
 FIT = [
     n
     for n, c in STRATEGIES.items()
-    if c.edit is Strategy.edit and c.loader_mode == "paired" and n != "Pipeline"
+    if c.edit is Strategy.edit and c.loader_mode == "paired" and not hasattr(c, "stage")
 ]
 RULES = [SharpnessAware(0.1), GradientRectified(), NashBargaining()]
 names = [type(r).__name__ for r in RULES]
