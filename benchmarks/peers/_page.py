@@ -22,7 +22,8 @@ attack's AUC, in points; ± is over seeds. Ratios are theirs ÷ ours: above 1 th
 or cost more."""
 _OWN = """\
 Every strategy as `conf/strategy` has it, 5 epochs that pass over the retain set, or one pass where
-it edits once. AvgGap; † no prediction changed in any seed, ‡ no weight did."""
+it edits once, or the epochs that it counts itself. AvgGap; † no prediction changed in any seed, ‡
+no weight did."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ def _beaten(line: Line, title: str, floor: float) -> str:
 
 def _marked(sides: Sequence[Side]) -> str:
     if all(s.error for s in sides):
-        return "crashed"
+        return "refused, see below"
     said = {s.remark for s in sides}
     mark = " ‡" if said == {NO_WEIGHT} else " †" if said <= _NOTHING else ""
     return _spread(sides) + mark
@@ -215,7 +216,8 @@ def page(
         *(f"- {fact}" for fact in facts), "",
         "## In short", "",
         *_table(
-            ["package", "methods", "crashed in every run", "no weight changed in any run",
+            ["package", "methods", "crashed or refused in every run",
+             "no weight changed in any run",
              "no prediction changed in any run", "nothing changed in some runs",
              "nearer: ours / theirs / even", "the same, ours at their values",
              "median AvgGap ratio", "median CPU ratio"],

@@ -91,7 +91,7 @@ PAIRS = [
     _alpha_2("lfssd"),
     Pair("supreme", "assd", "assd", 1, _as_it_is),
     Pair("supreme", "jit", "jit", 1, _jit),
-    Pair("supreme", "unsir", epochs=1),
+    Pair("supreme", "unsir", "unsir", 2),
     Pair("erasus", "gradient_ascent", "gradient_ascent", BUDGET, _bare_sgd(1e-4)),
     Pair(
         "erasus", "gradient_ascent", "gradient_ascent", BUDGET, _bare_sgd(1e-3),

@@ -56,24 +56,31 @@ def _import(path: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
+def _made(value: Any) -> Any:
+    """What YAML says, with classes as functions of what the caller gives them, however deep."""
+    if isinstance(value, list):
+        return [_made(v) for v in value]
+    if isinstance(value, dict) and "class_path" in value:
+        arguments = {k: _made(v) for k, v in value.get("init_args", {}).items()}
+        return functools.partial(_import(value["class_path"]), **arguments)
+    return value
+
+
 def strategy(name: str, task: ClassificationTask, options: dict[str, Any]) -> Any:
     """A strategy as its YAML in conf/strategy has it, but for `options`."""
     conf = yaml.safe_load((ROOT / "conf/strategy" / f"{name}.yaml").read_text("utf-8"))
-    arguments = {**conf["init_args"], **options}
-    if arguments.get("optimizer") is not None:
-        made = arguments["optimizer"]
-        arguments["optimizer"] = functools.partial(_import(made["class_path"]), **made["init_args"])
-    return _import(conf["class_path"])(task, **arguments)
+    conf["init_args"] |= options
+    return _made(conf)(task)
 
 
 def prepare(problem: Problem, job: Job) -> Callable[[], nn.Module]:
-    """The call is `Trainer.fit`; strategies that edit once do so whatever `epochs` is."""
+    """The call is `Trainer.fit`. Strategies that edit once, or count their own epochs, do so."""
     seed_everything(problem.about["seed"], verbose=False)
     model = strategy(job.method, ClassificationTask(copy.deepcopy(problem.network)), job.options)
     data = PlainData(problem)
     trainer = Trainer(
         accelerator="cpu",
-        max_epochs=1 if model.one_shot else job.epochs,
+        max_epochs=1 if model.one_shot else -1 if hasattr(model, "epochs") else job.epochs,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

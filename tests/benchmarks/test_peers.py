@@ -199,7 +199,7 @@ def test_ours_from_training_to_the_page_and_again_from_what_was_kept(load, monke
     assert written["error"] is None
     assert len(written["cpu_seconds"]) == 2
     assert min(written["cpu_seconds"]) > 0
-    monkeypatch.setattr(runs.subprocess, "run", None)  # whoever runs anything again fails
+    monkeypatch.setattr(runs, "subprocess", None)  # whoever drives anything again fails
     assert run.main(options) == 0
     assert (tmp_path / "page.md").read_text("utf-8") == page
 
