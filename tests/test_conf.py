@@ -184,3 +184,19 @@ def test_overlay_is_appended_to_a_run_and_its_resumption(path, tmp_path, capsys)
     (part,) = yaml.safe_load(path.read_text())["trainer"]["callbacks+"]
     assert [c["class_path"] for c in written] == [first["class_path"], part["class_path"]]
     _holds(written[1].get("init_args", {}), part["init_args"])
+
+
+@pytest.mark.parametrize("path", _parameters(_files("benchmark")))
+def test_suite_begins_to_run(path, tmp_path, capsys):
+    """What it runs of its first scenario and strategy in half a minute; a later call goes on."""
+    suite = yaml.safe_load(path.read_text())
+    scenario, strategy = next(iter(suite["scenarios"])), next(iter(suite["strategies"]))
+    arguments = [
+        "benchmark", "--config", str(path), "--folder", str(tmp_path), "--seeds", "1",
+        "--scenarios", scenario, "--strategies", strategy, "--minutes", "0.4",
+        "--table", str(tmp_path / "runs.csv"), "--evidence", str(tmp_path / "evidence.json"),
+    ]  # fmt: skip
+    assert main(arguments) == 0, capsys.readouterr().err
+    assert "runs: " in capsys.readouterr().out
+    assert list((tmp_path / "rows").glob("*.json"))
+    assert (tmp_path / "results.md").read_text().startswith(f"# {suite['title']}")
