@@ -4,7 +4,7 @@
 SHELL := bash
 VENV ?= .venv
 # What the test suite needs besides the core.
-EXTRAS ?= dev,mlflow,tabular,wandb
+EXTRAS ?= dev,llm,mlflow,tabular,wandb
 WORKERS ?= 2
 ARGS ?=
 
