@@ -39,9 +39,9 @@ PACKAGES = {
 NOTES = [
     "CPU time is that of the process during the unlearning call alone, the smaller of two calls "
     "from the same start; loaders, networks and trainers are ready by then. For ours the call is "
-    "`Trainer.fit`, with Lightning's own start and end in it. Load on the machine moves a CPU ratio "
-    "by a factor of up to about 1.5; what is kept of an earlier call may have met another load "
-    "(`--anew` measures all sides again).",
+    "`Trainer.fit`, with Lightning's own start and end in it. The machine's load has been seen "
+    "to move the median CPU ratios by a third, so all sides of a problem are run one after the "
+    "other; what is kept of an earlier call may have met another load, and `--anew` runs it again.",
     "Equal on all sides: splits, the original's weights, batch size, epochs, one thread, torch. "
     "Where theirs passes over the whole retain set each epoch, so does ours.",
     "Not equal: hyper-parameters. Each side has its own defaults, since these are what users get; "
@@ -179,8 +179,7 @@ def main(args: list[str] | None = None) -> int:
                         help="folder of mnist.npz and location30.npz")  # fmt: skip
     parser.add_argument("--kept", type=Path, default=ROOT / "runs/peers")
     parser.add_argument("--page", type=Path, default=ROOT / "docs/results/peers.md")
-    parser.add_argument("--anew", action="store_true",
-                        help="measure again what was kept, all sides of a problem in one go")  # fmt: skip
+    parser.add_argument("--anew", action="store_true", help="run again what was kept")
     given = parser.parse_args(args)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
