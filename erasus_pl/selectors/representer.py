@@ -152,7 +152,8 @@ class Representer(Selector):
     def scores(self, strategy: Strategy, dataset: Dataset[Any]) -> Tensor:
         """Representer value of each sample, ``(n,)``."""
         features, predicted, own, owner = self._rows(strategy, dataset, "training data")
-        others = self._rows(strategy, drawn(self, strategy, "retain", self.samples), "retain set")
+        kept = drawn(self, strategy, "retain", self.samples)
+        others = self._rows(strategy, kept, "training data")
         rows = torch.cat([features, others[0]])
         if self.labels == "model":
             labels = torch.cat([predicted, others[1]])
@@ -164,10 +165,11 @@ class Representer(Selector):
         if name == "self":
             values = alpha.gather(1, own[:, None])[:, 0].abs() * features.square().sum(1)
         else:
+            where = "training data" if name == "retain" else "held-out data"
             at, _, wanted, _ = (
                 (features, predicted, own, owner)
                 if name == "forget"
-                else self._rows(strategy, drawn(self, strategy, name, self.samples), f"{name} set")
+                else self._rows(strategy, drawn(self, strategy, name, self.samples), where)
             )
             mean = features.new_zeros(alpha.shape[1], features.shape[1])
             mean.index_add_(0, wanted, at / len(at))

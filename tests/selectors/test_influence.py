@@ -298,7 +298,7 @@ def test_the_fisher_needs_a_softmax_to_draw_from(fit, modality):
 def test_a_sample_that_is_not_finite_is_named(fit, modality):
     columns = {name: column.clone() for name, column in modality.columns.items()}
     columns["input"][17] = torch.nan
-    with pytest.raises(ValueError, match="sample 17 of the forget set"):
+    with pytest.raises(ValueError, match="sample 17 of the training data"):
         fit(Influence(k=3, target="test"), modality.task, columns, batch_size=16)
 
 

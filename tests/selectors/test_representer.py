@@ -132,7 +132,7 @@ def test_it_is_no_gradient_norm(fit, modality):
 
 @pytest.mark.parametrize("modality", ["images"], indirect=True)
 @pytest.mark.parametrize(
-    ("at", "place"), [(17, "17 of the training data"), (63, "3 of the retain set")]
+    ("at", "place"), [(17, "17 of the training data"), (63, "63 of the training data")]
 )
 def test_a_sample_that_is_not_finite_is_named(fit, modality, at, place):
     columns = {name: column.clone() for name, column in modality.columns.items()}

@@ -237,7 +237,7 @@ def test_a_sample_that_is_not_finite_is_named(fit, modality, target):
     data.setup("fit")
     content["about"]["data"] = data.fingerprint
     torch.save(content, selector.record)
-    with pytest.raises(ValueError, match="sample 17 of the forget set"):
+    with pytest.raises(ValueError, match="sample 17 of the training data"):
         fit(TracIn(k=3, target=target, record=selector.record), modality.task, columns)
 
 
