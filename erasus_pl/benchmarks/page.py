@@ -199,7 +199,8 @@ def _strategies(scenario: Mapping[str, Any]) -> list[str]:
     for entry in sorted(scenario["strategies"], key=_gap):
         name = entry["strategy"]
         if "error" in entry:
-            lines.append(f"| {name} | {entry['error']} | | | | | | | | |")
+            why = entry["error"].partition(";")[0].partition(": ")[2]
+            lines.append(f"| {name} | {why} | | | | | | | | |")
             continue
         cells = " | ".join(_pm(entry[k]) for k in _PERCENT)
         note = "" if entry["changed"] else "; **changed nothing**"

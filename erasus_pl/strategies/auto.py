@@ -119,7 +119,10 @@ class Auto(Staged, Strategy):
         """Strategies that need a record of the original's training are not chosen."""
 
     def setup(self, stage: str) -> None:
-        """Choose, then set up what was chosen."""
+        """Choose, then set up what was chosen; without data, only see that the task will do."""
+        if stage == "fit" and self.data is None:
+            self.check_task()
+            return
         if stage == "fit":
             self._choose()
         super().setup(stage)
