@@ -1,6 +1,5 @@
 """The page of a suite: tables in Markdown, one picture, and the same as JSON."""
 
-import csv
 import json
 import platform
 import statistics
@@ -9,16 +8,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from erasus_pl.benchmarks.picture import draw
+from erasus_pl.benchmarks.records import auto_section, recorded
 from erasus_pl.benchmarks.runner import Results
 from erasus_pl.benchmarks.suite import Suite
 
-__all__ = ["recorded", "summary", "write_evidence", "write_page", "write_table"]
+__all__ = ["summary", "write_page"]
 
 _PERCENT = ("UA", "RA", "TA", "MIA", "AvgGap", "ToW")
-# Those that run other strategies, and one that needs a record of the original's training.
-_COMBINE = ("amnesiac", "auto", "ensemble", "pipeline", "rum")
 _EXPLAINED = (
     "UA, RA and TA are the error on the forget set and the accuracies on retain and test set, MIA "
     "the AUC of the membership attack by confidence (forget against holdout set), AvgGap the mean "
@@ -72,13 +69,13 @@ def write_page(suite: Suite, results: Results, path: Path, command: str) -> None
     lines = [f"# {suite.title}", "", suite.about, "", _EXPLAINED, ""]
     lines += [f"Made by `{command}`, {_how(suite, results)}", ""]
     if any(s["strategies"] for s in found.values()):
-        _picture(found, path.with_suffix(".png"), suite)
+        draw(found, path.with_suffix(".png"), suite)
         lines += [f"![AvgGap of each method on each scenario]({path.stem}.png)", ""]
     for name, scenario in found.items():
         table = _selectors if suite.selectors else _strategies
         lines += [f"## {name}", "", *table(scenario), ""]
     if not suite.selectors:
-        lines += _auto(recorded(suite, results))
+        lines += auto_section(recorded(suite, results, found))
     for name, why in results.absent.items():
         lines += [f"## {name}", "", f"Not run: {why}", ""]
     if suite.left_out:
@@ -91,63 +88,6 @@ def write_page(suite: Suite, results: Results, path: Path, command: str) -> None
         partial = target.with_name(f".{target.name}.part")
         partial.write_text(content, "utf-8")
         partial.replace(target)
-
-
-def write_table(results: Results, path: Path) -> None:
-    """Write the runs as CSV, a row each, as `benchmarks/learn_selector.py` reads them."""
-    from erasus_pl.selectors.learned import FEATURES
-
-    runs = [row for row in results.rows if row["judge"] == "test"]
-    seen = {
-        (r["scenario"], r["strategy"], r["seed"]): r["features"] for r in runs if r.get("features")
-    }
-    lines = []
-    for row in runs:
-        dataset, _, request = row["scenario"].partition(", ")
-        features = seen.get((row["scenario"], row["strategy"], row["seed"]), {})
-        lines.append({
-            "dataset": dataset, "request": request, "strategy": row["strategy"],
-            "selector": row["selector"] or "Full", "fraction": row["fraction"] or 1.0,
-            "seed": row["seed"], "AvgGap": row.get("AvgGap", ""), "seconds": row.get("cpu", ""),
-            **{k: "" if features.get(k) is None else f"{features[k]:.6g}" for k in FEATURES},
-        })  # fmt: skip
-    partial = path.with_name(f".{path.name}.part")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(lines[0]) if lines else ["dataset"])
-        writer.writeheader()
-        writer.writerows(lines)
-    partial.replace(path)
-
-
-def recorded(suite: Suite, results: Results) -> list[dict[str, Any]]:
-    """The cases that `erasus_pl.strategies.Auto` chooses by, one for each scenario."""
-    cases = []
-    for name, found in summary(suite, results).items():
-        floors = results.floors.get(name)
-        if not floors:
-            continue
-        runs = {
-            suite.strategies[e["strategy"]]["class_path"].rpartition(".")[2]: {
-                "gap": e["AvgGap"][0], "cost": e["time"][0], "settings": e["settings"],
-            }
-            for e in found["strategies"]
-            if "error" not in e and not e["failed"] and e["selector"] is None
-            and e["strategy"] not in _COMBINE
-        }  # fmt: skip
-        sizes = {k: floors[0][k] for k in ("task", "request", "train", "forget", "parameters")}
-        cases.append({
-            "name": name, **sizes, "floor": found["floor"]["AvgGap"][0],
-            "original": found["original"]["AvgGap"][0], "runs": runs,
-        })  # fmt: skip
-    return cases
-
-
-def write_evidence(suite: Suite, results: Results, path: Path) -> None:
-    """Write what `Auto` chooses by, as JSON."""
-    partial = path.with_name(f".{path.name}.part")
-    content = {"cases": recorded(suite, results)}
-    partial.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", "utf-8")
-    partial.replace(path)
 
 
 def _entries(
@@ -213,32 +153,6 @@ def _strategies(scenario: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _auto(cases: list[dict[str, Any]], budget: float = 0.5) -> list[str]:
-    """What `Auto` chooses for each case from the others alone."""
-    from erasus_pl.strategies.auto import expected
-
-    lines = [
-        "## What Auto chooses", "",
-        f"For each scenario from the others of its kind alone, at up to {budget:g} of retraining's "
-        "cost; AvgGap in %.", "",
-        "| scenario | chosen | AvgGap | best there | AvgGap | original |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]  # fmt: skip
-    for case in cases:
-        found = expected(case, [c for c in cases if c is not case])
-        able = {n: v[0] for n, v in found.items() if v[1] <= budget and n in case["runs"]}
-        inside = {n: r["gap"] for n, r in case["runs"].items() if r["cost"] <= budget}
-        if not able or not inside:
-            continue
-        chosen, best = min(able, key=lambda n: able[n]), min(inside, key=lambda n: inside[n])
-        gaps = (case["runs"][chosen]["gap"], inside[best], case["original"])
-        shown = [f"{100 * gap:.1f}" for gap in gaps]
-        lines.append(
-            f"| {case['name']} | {chosen} | {shown[0]} | {best} | {shown[1]} | {shown[2]} |"
-        )
-    return [*lines, ""]
-
-
 def _selectors(scenario: Mapping[str, Any]) -> list[str]:
     entries = [e for e in scenario["strategies"] if "error" not in e]
     fractions = sorted({e["fraction"] for e in entries if e["fraction"] is not None})
@@ -280,44 +194,6 @@ def _against(entry: Mapping[str, Any] | None, chance: Mapping[str, Any] | None) 
     if abs(mean - other) <= sd + spread:
         return text
     return f"**{text}**" if mean < other else f"~~{text}~~"
-
-
-def _picture(found: Mapping[str, Any], path: Path, suite: Suite) -> None:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    def label(entry: Mapping[str, Any]) -> str:
-        if not suite.selectors:
-            return str(entry["strategy"])
-        return entry["selector"] or "whole forget set"
-
-    names = dict.fromkeys(label(e) for s in found.values() for e in s["strategies"])
-    values: dict[str, dict[str, float]] = {}
-    for column, scenario in found.items():
-        for name in names:
-            gaps = [e["AvgGap"][0] for e in scenario["strategies"]
-                    if label(e) == name and "error" not in e]  # fmt: skip
-            if gaps:
-                values.setdefault(name, {})[column] = 100 * statistics.mean(gaps)
-        values.setdefault("original", {})[column] = 100 * scenario["original"]["AvgGap"][0]
-        values.setdefault("floor", {})[column] = 100 * scenario["floor"]["AvgGap"][0]
-    order = sorted(values, key=lambda n: statistics.mean(values[n].values()))
-    grid = np.array([[values[n].get(c, np.nan) for c in found] for n in order])
-    figure, axes = plt.subplots(figsize=(2.2 + 1.15 * len(found), 1.6 + 0.27 * len(order)))
-    scale = mpl.colors.LogNorm(0.3, 40)
-    axes.imshow(grid, aspect="auto", cmap="viridis_r", norm=scale)
-    axes.set_xticks(range(len(found)), list(found), rotation=30, ha="right", fontsize=8)
-    axes.set_yticks(range(len(order)), order, fontsize=8)
-    for (i, j), value in np.ndenumerate(grid):
-        text = "" if np.isnan(value) else f"{value:.1f}"
-        color = "white" if value > 3.5 else "black"
-        axes.text(j, i, text, ha="center", va="center", fontsize=7, color=color)
-    axes.set_title("AvgGap to the retrained model, % (lower is better)", fontsize=9)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110, metadata={"Software": None})
-    plt.close(figure)
 
 
 def _gap(entry: Mapping[str, Any]) -> float:

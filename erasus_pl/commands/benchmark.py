@@ -62,7 +62,8 @@ def _run(given: argparse.Namespace) -> int:
     )
 
     from erasus_pl.benchmarks import load_suite, run_suite
-    from erasus_pl.benchmarks.page import write_evidence, write_page, write_table
+    from erasus_pl.benchmarks.page import summary, write_page
+    from erasus_pl.benchmarks.records import write_evidence, write_table
 
     suite = load_suite(given.config)
     stem = Path(given.config).stem
@@ -94,7 +95,7 @@ def _run(given: argparse.Namespace) -> int:
     if given.table:
         write_table(results, Path(given.table))
     if given.evidence:
-        write_evidence(suite, results, Path(given.evidence))
+        write_evidence(suite, results, summary(suite, results), Path(given.evidence))
     failed = [row for row in results.rows if "error" in row]
     print(f"runs: {len(results.rows):,}, of which {len(failed):,} failed; page: {page}")
     if results.missing:
