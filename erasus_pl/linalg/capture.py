@@ -34,7 +34,7 @@ class Captured:
     """What a pass leaves behind.
 
     Attributes:
-        losses: ``(B,)``, with their graph.
+        losses: ``(B,)``, with their graph if that was kept.
         gradients: by parameter; in at least single precision.
         dtype: the coarsest type in which a layer's output gradient was computed.
     """
@@ -69,9 +69,21 @@ def layers_with_parameters(module: nn.Module) -> list[nn.Module]:
 
 
 def capture(
-    layers: list[nn.Module], loss_fn: Callable[[Any], Tensor], batch: Any, samples: int
+    layers: list[nn.Module],
+    loss_fn: Callable[[Any], Tensor],
+    batch: Any,
+    samples: int,
+    keep_graph: bool = True,
 ) -> Captured:
     """Run ``loss_fn(batch) -> (B,)`` once and collect per-sample gradients of ``layers``.
+
+    Args:
+        layers: those of `layers_with_parameters`.
+        loss_fn: gives one loss for each sample.
+        batch: read once.
+        samples: B.
+        keep_graph: whether the losses can be differentiated again; if not, what the pass holds
+            for that is freed on the way.
 
     Raises:
         Unsupported: when a layer is fed something other than one tensor with a leading batch
@@ -100,7 +112,7 @@ def capture(
         losses,
         [use.edge for use in uses],
         torch.ones_like(losses),
-        retain_graph=True,
+        retain_graph=keep_graph,
         allow_unused=True,
     )
     for use, output in zip(uses, outputs, strict=True):

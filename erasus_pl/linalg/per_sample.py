@@ -158,8 +158,9 @@ class PerSampleGradients:
         try:
             if self._layers is None:
                 self._layers = layers_with_parameters(self.module)
-            captured = capture(self._layers, self.loss_fn, batch, samples)
-            if samples not in self._proven:
+            known = samples in self._proven
+            captured = capture(self._layers, self.loss_fn, batch, samples, keep_graph=not known)
+            if not known:
                 self._prove(captured)
                 self._proven.add(samples)
         except Unsupported as error:
