@@ -52,7 +52,7 @@ def write_evidence(suite: Suite, results: Results, found: Mapping[str, Any], pat
     partial.replace(path)
 
 
-def write_table(results: Results, path: Path) -> None:
+def write_table(suite: Suite, results: Results, path: Path) -> None:
     """Write the runs as CSV, a row each, as `benchmarks/learn_selector.py` reads them."""
     from erasus_pl.selectors.learned import FEATURES
 
@@ -65,10 +65,10 @@ def write_table(results: Results, path: Path) -> None:
         dataset, _, request = row["scenario"].partition(", ")
         features = seen.get((row["scenario"], row["strategy"], row["seed"]), {})
         lines.append({
-            "dataset": dataset, "request": request, "strategy": row["strategy"],
+            "dataset": dataset, "request": request, "strategy": suite.strategies[row["strategy"]]["class_path"].rpartition(".")[2],
             "selector": row["selector"] or "Full", "fraction": row["fraction"] or 1.0,
             "seed": row["seed"], "AvgGap": row.get("AvgGap", ""), "seconds": row.get("cpu", ""),
-            **{k: "" if features.get(k) is None else f"{features[k]:.6g}" for k in FEATURES},
+            **{k: "" if features.get(k) is None else f"{features[k]:.4g}" for k in FEATURES},
         })  # fmt: skip
     partial = path.with_name(f".{path.name}.part")
     with partial.open("w", newline="", encoding="utf-8") as file:

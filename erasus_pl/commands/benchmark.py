@@ -93,7 +93,7 @@ def _run(given: argparse.Namespace) -> int:
     own += [f"--seeds {given.seeds}"] if given.seeds else []
     write_page(suite, results, page, f"python -m erasus_pl benchmark {' '.join(own)}")
     if given.table:
-        write_table(results, Path(given.table))
+        write_table(suite, results, Path(given.table))
     if given.evidence:
         write_evidence(suite, results, summary(suite, results), Path(given.evidence))
     failed = [row for row in results.rows if "error" in row]

@@ -1,4 +1,4 @@
-"""Gradient ascent on the forget set.
+"""Gradient ascent on the forget set, which others call NegGrad.
 
 Graves et al., "Amnesiac Machine Learning" (AAAI 2021), and Thudi et al., "Unrolling SGD:
 Understanding Factors Influencing Machine Unlearning" (EuroS&P 2022, arXiv:2109.13398):
