@@ -29,7 +29,7 @@ def recorded(suite: Suite, results: Results, found: Mapping[str, Any]) -> list[d
         if not floors:
             continue
         runs = {
-            suite.strategies[e["strategy"]]["class_path"].rpartition(".")[2]: {
+            _class_name(suite, e["strategy"]): {
                 "gap": e["AvgGap"][0], "cost": e["time"][0], "settings": e["settings"],
             }
             for e in scenario["strategies"]
@@ -65,10 +65,11 @@ def write_table(suite: Suite, results: Results, path: Path) -> None:
         dataset, _, request = row["scenario"].partition(", ")
         features = seen.get((row["scenario"], row["strategy"], row["seed"]), {})
         lines.append({
-            "dataset": dataset, "request": request, "strategy": suite.strategies[row["strategy"]]["class_path"].rpartition(".")[2],
+            "dataset": dataset, "request": request, "strategy": _class_name(suite, row["strategy"]),
             "selector": row["selector"] or "Full", "fraction": row["fraction"] or 1.0,
-            "seed": row["seed"], "AvgGap": row.get("AvgGap", ""), "seconds": row.get("cpu", ""),
-            **{k: "" if features.get(k) is None else f"{features[k]:.4g}" for k in FEATURES},
+            "seed": row["seed"], "AvgGap": _short(row.get("AvgGap")),
+            "seconds": _short(row.get("cpu")),
+            **{k: _short(features.get(k)) for k in FEATURES},
         })  # fmt: skip
     partial = path.with_name(f".{path.name}.part")
     with partial.open("w", newline="", encoding="utf-8") as file:
@@ -102,3 +103,11 @@ def auto_section(cases: list[dict[str, Any]], budget: float = 0.5) -> list[str]:
             f"| {case['name']} | {chosen} | {shown[0]} | {best} | {shown[1]} | {shown[2]} |"
         )
     return [*lines, ""]
+
+
+def _class_name(suite: Suite, strategy: str) -> str:
+    return str(suite.strategies[strategy]["class_path"].rpartition(".")[2])
+
+
+def _short(value: float | None) -> str:
+    return "" if value is None else f"{value:.5g}"
