@@ -110,4 +110,4 @@ def _class_name(suite: Suite, strategy: str) -> str:
 
 
 def _short(value: float | None) -> str:
-    return "" if value is None else f"{value:.5g}"
+    return "" if value is None else f"{value:.4g}"

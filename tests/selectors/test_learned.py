@@ -1,6 +1,7 @@
 import copy
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -248,3 +249,14 @@ def test_models_that_cannot_be_used(tmp_path):
     path.write_text(json.dumps({"features": ["wings"], "candidates": [{"selector": "Dice"}]}))
     with pytest.raises(ValueError, match=r"`model`: .* knows \['wings', 'Dice'\]"):
         Learned(model=str(path))
+
+
+def test_the_page_shows_what_the_shipped_evaluation_says():
+    root = Path(__file__).parents[2]
+    shipped = json.loads((root / "erasus_pl/selectors/learned.json").read_text())["evaluation"]
+    page = (root / "docs/learned.md").read_text("utf-8")
+    rows = {**shipped["by_dataset"], "mean": shipped["AvgGap"]}
+    for name, gaps in rows.items():
+        shown = (f"{100 * gaps[policy]:.1f}" for policy in ("learned", "average", "random", "best"))
+        assert f"| {name} | {' | '.join(shown)} |" in page
+    assert not shipped["learned_beats_average"], "docs/learned.md says that it does not"
