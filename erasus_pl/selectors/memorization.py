@@ -18,30 +18,20 @@ What each gets right is kept in the run's folder, so a run that is killed goes o
 a run with another forget set on the same data trains nothing.
 """
 
-import copy
-import os
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from erasus_pl.callbacks import save_atomically
+from erasus_pl.selectors._trained import keep_of_each, member_seed, trained_copy
 from erasus_pl.selectors.base import Selector, refuse_nonfinite
 from erasus_pl.strategies.base import Strategy
-from erasus_pl.tasks.base import Task
-from erasus_pl.tasks.training import recipe_key, train_task
-from erasus_pl.tasks.weights import load_safely
 
 __all__ = ["Memorization", "memorization", "subsets"]
 
 _TIE = 1e-9
-_SEEDS = 1_000_003  # so that more models only add to those of one seed
 
 
 def memorization(correct: Tensor, members: Tensor) -> Tensor:
@@ -133,17 +123,15 @@ class Memorization(Selector):
             )
             raise ValueError(msg)
         members = subsets(n, self.models, size, self.seed)
-        key = recipe_key(strategy.task, data, size=size, seed=self.seed)
-        folder = Path(self.cache or Path(trainer.default_root_dir) / "memorization")
-        paths = [folder / f"{key}-{i}.pt" for i in range(self.models)]
-        mine = range(trainer.global_rank, self.models, trainer.world_size)
-        missing = [i for i in mine if not paths[i].is_file()]
-        for i in self._watch(missing, strategy):
-            with _world_kept():
-                save_atomically(_train(strategy, members[i], self.seed * _SEEDS + i), paths[i])
-        trainer.strategy.barrier()
-        remedy = "delete it to train that model again"
-        found = [load_safely(path, "cache", remedy) for path in paths]
+        found = keep_of_each(
+            strategy,
+            self.models,
+            self.cache or Path(trainer.default_root_dir) / "memorization",
+            lambda i: _train(strategy, members[i], member_seed(self.seed, i)),
+            "memorisation",
+            size=size,
+            seed=self.seed,
+        )
         losses, correct = (torch.stack([f[name] for f in found]) for name in ("losses", "correct"))
         positions = torch.cat([b["index"].cpu() for b in self.batches(strategy, dataset)])
         losses, correct, members = (x[:, positions] for x in (losses, correct, members))
@@ -151,28 +139,11 @@ class Memorization(Selector):
         gap = -memorization(losses, members)
         return memorization(correct, members) + _TIE * gap / (1 + gap.abs().max())
 
-    def _watch(self, numbers: list[int], strategy: Strategy) -> Iterator[int]:
-        from rich import get_console
-        from rich.progress import track
-
-        shown = strategy.trainer.progress_bar_callback is not None and get_console().is_terminal
-        yield from track(
-            numbers,
-            f"memorisation, {len(numbers)} models to train",
-            transient=True,
-            disable=not shown,
-        )
-
 
 def _train(strategy: Strategy, members: Tensor, seed: int) -> dict[str, Tensor]:
     """Losses and correctness ``(n,)`` on all training data of a model trained on a part of it."""
     data = strategy.data.retaining(members.nonzero()[:, 0])
-    task: Task = copy.deepcopy(strategy.task)
-    device = strategy.device
-    chosen = {"accelerator": device.type, "devices": 1 if device.index is None else [device.index]}
-    quiet = {"enable_progress_bar": False, "precision": strategy.trainer.precision}
-    train_task(task, data, "retrain", seed, chosen | quiet)
-    task = task.to(device).eval()
+    task = trained_copy(strategy, data, "retrain", seed)
     losses, correct = [], []
     with torch.no_grad():
         for batch in data.sweep(data.train_set):
@@ -181,26 +152,3 @@ def _train(strategy: Strategy, members: Tensor, seed: int) -> dict[str, Tensor]:
             losses.append(task.per_sample_loss(outputs, batch).double().cpu())
             correct.append(task.correct(outputs, batch).double().cpu())
     return {"losses": torch.cat(losses), "correct": torch.cat(correct)}
-
-
-@contextmanager
-def _world_kept() -> Iterator[None]:
-    """Keep what a training inside a run sets for the whole process: seeds and switches."""
-    states = random.getstate(), np.random.get_state(), os.environ.get("PL_GLOBAL_SEED")
-    exact, warned = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    benchmark = torch.backends.cudnn.benchmark
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        if states[2] is None:
-            os.environ.pop("PL_GLOBAL_SEED", None)
-        else:
-            os.environ["PL_GLOBAL_SEED"] = states[2]
-        torch.use_deterministic_algorithms(exact, warn_only=warned)
-        torch.backends.cudnn.benchmark = benchmark

@@ -1,24 +1,25 @@
 """Uncertainty: the samples that the model is least, or most, sure of.
 
-Of the softmax ``p`` of the model: entropy ``H(p)``, and the margin of the two likeliest classes
-(Scheffer, Decomain and Wrobel 2001). Of ``p_t`` under T draws of the dropout masks, which Gal and
-Ghahramani, "Dropout as a Bayesian Approximation" (ICML 2016, arXiv:1506.02142) read as draws from
-the posterior of the weights: ``H(mean_t p_t) = mean_t H(p_t) + I``, the aleatoric part, which more
-data would not lessen, and the epistemic part, the mutual information of prediction and weights,
-by which BALD picks (Houlsby et al. 2011, arXiv:1112.5745, eq. 2).
+Of a softmax ``p``: entropy ``H(p)``, and the margin of the two likeliest classes (Scheffer,
+Decomain and Wrobel 2001). Of ``p_t`` under T draws of the weights: ``H(mean_t p_t) =
+mean_t H(p_t) + I``, the aleatoric part, which more data would not lessen, and the epistemic part,
+the mutual information of prediction and weights, by which BALD picks (Houlsby et al. 2011,
+arXiv:1112.5745, eq. 2).
 
-A draw is of the weights, so within one all samples, and all positions of a sequence, share their
-masks. A sequence scores the mean over its labelled tokens.
+The draws are of dropout masks (Gal and Ghahramani, ICML 2016, arXiv:1506.02142), of the members of
+a deep ensemble (Lakshminarayanan et al., NeurIPS 2017, arXiv:1612.01474), or of last layers from
+their Laplace posterior (Daxberger et al., NeurIPS 2021, arXiv:2106.14806); ``_posteriors`` has
+them. All samples are predicted by the same draws. A sequence scores the mean over its labelled
+tokens.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 
+from erasus_pl.selectors._posteriors import Draws, dropout, ensemble, laplace, softmax
 from erasus_pl.selectors._rows import owners, sample_means
 from erasus_pl.selectors.base import Selector
 from erasus_pl.strategies.base import Strategy
@@ -27,7 +28,7 @@ from erasus_pl.tasks.base import Batch, Task
 __all__ = ["Uncertainty", "decompose", "entropy", "margin"]
 
 _MEASURES = ("entropy", "margin", "aleatoric", "epistemic")
-_CHANNELS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+_POSTERIORS = ("dropout", "ensemble", "laplace")
 
 
 def entropy(probabilities: Tensor) -> Tensor:
@@ -66,10 +67,20 @@ class Uncertainty(Selector):
         fraction: part of the forget set to keep, in (0, 1].
         k: number of samples to keep; give either `fraction` or `k`.
         measure: `entropy` or `margin` of the prediction, or the `aleatoric` or `epistemic` part
-            of its entropy under dropout.
+            of its entropy under the posterior. With `dropout` the prediction is the model's own,
+            otherwise the mean of the draws.
         keep: the `most` or the `least` uncertain.
-        passes: draws of the dropout masks; of no matter to `entropy` and `margin`.
-        seed: of the masks.
+        posterior: where draws come from: `dropout` masks; an `ensemble` of models trained by the
+            task's recipe on all of the training data, the model to be unlearned not among them;
+            or last layers from their `laplace` posterior.
+        passes: draws of dropout masks or of last layers, at least 2.
+        members: models of the ensemble, at least 2; the paper's M is 5.
+        cache: folder of the ensemble; `uncertainty` in the run's folder if not given.
+        prior: precision of the last layer's Gaussian prior, above 0; 1 in the authors' library
+            where it is not tuned.
+        samples: of the training data, by which the last layer's precision is computed, drawn
+            uniformly and scaled up to all; all of them where there are fewer.
+        seed: of the masks, the trainings or the last layers.
     """
 
     requires: ClassVar[tuple[str, ...]] = ("targets",)
@@ -85,7 +96,12 @@ class Uncertainty(Selector):
         k: int | None = None,
         measure: Literal["entropy", "margin", "aleatoric", "epistemic"] = "entropy",
         keep: Literal["most", "least"] = "most",
+        posterior: Literal["dropout", "ensemble", "laplace"] = "dropout",
         passes: int = 20,
+        members: int = 5,
+        cache: str | None = None,
+        prior: float = 1.0,
+        samples: int = 10_000,
         seed: int = 0,
     ) -> None:
         super().__init__(fraction, k, seed)
@@ -95,68 +111,54 @@ class Uncertainty(Selector):
         if keep not in ("most", "least"):
             msg = f"`keep` must be 'most' or 'least', got {keep!r}"
             raise ValueError(msg)
-        if passes < 2:
-            msg = f"`passes` must be at least 2, got {passes}"
+        if posterior not in _POSTERIORS:
+            msg = f"`posterior` must be one of {_POSTERIORS}, got {posterior!r}"
+            raise ValueError(msg)
+        for name, value, least in (
+            ("passes", passes, 2), ("members", members, 2), ("samples", samples, 1),
+        ):  # fmt: skip
+            if value < least:
+                msg = f"`{name}` must be at least {least}, got {value}"
+                raise ValueError(msg)
+        if not 0 < prior < float("inf"):
+            msg = f"`prior` must be above 0 and finite, got {prior}"
             raise ValueError(msg)
         self.measure = measure
         self.keep = keep
+        self.posterior = posterior
         self.passes = passes
+        self.members = members
+        self.cache = cache
+        self.prior = prior
+        self.samples = samples
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the task must provide; for `laplace` the last layer of a softmax too."""
+        more = ("linear_head", "log_likelihood") if self.posterior == "laplace" else ()
+        return super().needs.union(more)
 
     @torch.no_grad()
     def scores(self, strategy: Strategy, dataset: Dataset[Any]) -> Tensor:
         """Uncertainty of each sample, or its negative, ``(n,)``."""
-        task = strategy.task
-        found = torch.cat([self._of(task, batch) for batch in self.batches(strategy, dataset)])
+        task, draws = strategy.task, self._draws(strategy)
+        found = torch.cat([self._of(task, b, draws) for b in self.batches(strategy, dataset)])
         return found if self.keep == "most" else -found
 
-    def _of(self, task: Task, batch: Batch) -> Tensor:
+    def _draws(self, strategy: Strategy) -> Draws:
+        if self.posterior == "ensemble":
+            return ensemble(strategy, self.members, self.seed, self.cache)
+        if self.posterior == "laplace":
+            return laplace(self, strategy, self.passes, self.prior, self.samples)
+        return dropout(strategy.task, self.passes, self.seed)
+
+    def _of(self, task: Task, batch: Batch, draws: Draws) -> Tensor:
         outputs = task(batch)
         owner = owners(task, outputs, batch)
-        if self.measure == "entropy":
-            values = entropy(_softmax(task, outputs, batch))
-        elif self.measure == "margin":
-            values = 1 - margin(_softmax(task, outputs, batch))
+        if self.measure in ("aleatoric", "epistemic"):
+            values = decompose(draws(batch))[self.measure == "epistemic"]
         else:
-            draws = []
-            with _dropout(task.network) as generator:
-                for number in range(self.passes):
-                    generator.manual_seed(self.seed * self.passes + number)
-                    draws.append(_softmax(task, task(batch), batch))
-            values = decompose(torch.stack(draws))[self.measure == "epistemic"]
+            plain = self.posterior == "dropout"
+            p = softmax(task, outputs, batch) if plain else draws(batch).mean(0)
+            values = entropy(p) if self.measure == "entropy" else 1 - margin(p)
         return sample_means(values, owner, len(outputs))
-
-
-def _softmax(task: Task, outputs: Tensor, batch: Batch) -> Tensor:
-    return task.predictions(outputs, batch)[0].double().softmax(-1)
-
-
-@contextmanager
-def _dropout(network: nn.Module) -> Iterator[torch.Generator]:
-    """Let dropout layers drop in evaluation mode, by masks that all samples share."""
-    generator = torch.Generator()
-    kinds = (nn.Dropout, *_CHANNELS)
-    layers = [m for m in network.modules() if isinstance(m, kinds) and 0 < m.p < 1]
-    if not layers:
-        msg = (
-            f"Uncertainty: {type(network).__name__} has no dropout layer that drops a part, which "
-            "`measure` aleatoric and epistemic draw by; use 'entropy' or 'margin'"
-        )
-        raise TypeError(msg)
-
-    def drop(layer: nn.Module, _: Any, output: Tensor) -> Tensor:
-        kept = 1 - float(layer.p)  # type: ignore[arg-type]
-        shape = list(output.shape)
-        shape[0] = 1
-        if isinstance(layer, _CHANNELS):
-            shape[2:] = [1] * (len(shape) - 2)
-        elif len(shape) == 3:
-            shape[1] = 1
-        mask = torch.rand(shape, generator=generator, dtype=torch.float64) < kept
-        return output * mask.to(output.device) / kept
-
-    hooks = [layer.register_forward_hook(drop) for layer in layers]
-    try:
-        yield generator
-    finally:
-        for hook in hooks:
-            hook.remove()

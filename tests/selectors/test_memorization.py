@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import erasus_pl.selectors.memorization as module
-from erasus_pl.selectors import Memorization
+from erasus_pl.selectors import Memorization, _trained
 from erasus_pl.selectors.memorization import memorization, subsets
 from erasus_pl.tasks import ClassificationTask
 from erasus_pl.tasks.training import recipe_key
@@ -117,8 +117,8 @@ def test_each_model_sees_its_subset_and_nothing_else(fit, monkeypatch):
         seen.append(data.retain_set.positions)
         return train(task, data, on, seed, trainer)
 
-    train = module.train_task
-    monkeypatch.setattr(module, "train_task", watched)
+    train = _trained.train_task
+    monkeypatch.setattr(_trained, "train_task", watched)
     task = _overfits()
     task.epochs = 1
     found = fit(Memorization(k=5, models=4), task, images())
