@@ -112,11 +112,12 @@ class Learned(Selector):
         if self.learnt is None:
             return None, "nothing has been learnt yet, so a random pick"
         judged = self.learnt["evaluation"]
-        able = {
-            name
-            for name in {c["selector"] for c in self.learnt["candidates"]}
-            if self._make((name, 0.5), None).needs <= strategy.task.capabilities
-        }
+        able = set()
+        for name in {c["selector"] for c in self.learnt["candidates"]}:
+            made = self._make((name, 0.5), None)
+            # No record was made for a selector that is chosen when the original has been trained.
+            if made.recorder() is None and made.needs <= strategy.task.capabilities:
+                able.add(name)
         gaps = judged["AvgGap"]
         if judged["learned_beats_average"] and judged["learned_beats_random"]:
             expected = predict(self.learnt, describe(strategy))

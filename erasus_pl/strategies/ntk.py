@@ -14,8 +14,9 @@ before training, and triples a step that is exact. The noise that the paper adds
 to FisherForgetting.
 
 The system has a side of N K outputs or, by Woodbury's identity, of P weights; the cheaper is solved
-in double precision. A trained classifier has residuals near 0, so the step is short: on digits it
-leaves a forgotten class in place, and steps long enough to lose it lose the others.
+in double precision. A trained network has residuals near 0, so the step is short: on digits it
+leaves a forgotten class in place, and steps long enough to lose it lose the others; of wrong labels
+it takes back a little.
 """
 
 from typing import ClassVar
@@ -74,6 +75,9 @@ class NTKForgetting(Strategy):
         "from Input-Output Observations",
         "year": 2020,
         "arxiv": "2003.02960",
+    }
+    limits: ClassVar[dict] = {
+        "class": "a trained network's residuals are near 0, which makes the step too short",
     }
 
     def __init__(
