@@ -129,10 +129,13 @@ def _all(
     watch: Callable[[int, int, str], None] | None,
     stage: str,
 ) -> list[tuple[Any, Any]]:
-    """Results of jobs, as they come; few are submitted ahead, so that time can stop them."""
-    done: list[tuple[Any, Any]] = []
-    waiting: dict[Future, Any] = {}
-    queue: Iterator[Any] = iter(jobs)
+    """Jobs and results, in the order of the jobs; few are submitted ahead, so that time can stop.
+
+    Whatever the order that they end in, what is made of them is the same.
+    """
+    done: dict[int, Any] = {}
+    waiting: dict[Future, int] = {}
+    queue: Iterator[int] = iter(range(len(jobs)))
     exhausted = False
     while True:
         while (
@@ -144,11 +147,11 @@ def _all(
             if job is None:
                 exhausted = True
             else:
-                waiting[submit(job)] = job
+                waiting[submit(jobs[job])] = job
         if not waiting:
-            return done
+            return [(jobs[i], done[i]) for i in sorted(done)]
         future = next(as_completed(waiting))
-        done.append((waiting.pop(future), future.result()))
+        done[waiting.pop(future)] = future.result()
         if watch:
             watch(len(done), len(jobs), stage)
 
