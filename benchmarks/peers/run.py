@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import platform
-import subprocess
 import sys
 import warnings
 from collections.abc import Mapping
@@ -146,13 +145,6 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _revision() -> str:
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    )
-    return done.stdout.strip() or "unknown"
-
-
 def _facts(peers: list[str], seeds: list[int], absent: list[str]) -> list[str]:
     packages = ", ".join(f"{PACKAGES[p]} {pins(p)[PACKAGES[p]]}" for p in peers)
     facts = [
@@ -162,7 +154,7 @@ def _facts(peers: list[str], seeds: list[int], absent: list[str]) -> list[str]:
         f"{platform.python_version()}.",
         f"Seeds {', '.join(map(str, seeds))}: of the original, of a random draw and of the "
         "unlearning. The retrained models have seeds of their own.",
-        f"Revision {_revision()}. One thread on {_processor()}, a machine shared with other work.",
+        f"One thread on {_processor()}, a machine shared with other work.",
         *NOTES,
     ]
     return facts + [f"Not run, since the data is not there: {', '.join(absent)}."] * bool(absent)

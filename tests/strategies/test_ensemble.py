@@ -140,10 +140,9 @@ def test_equal_members_are_the_member(tiny, fit):
         assert soup.chosen == (0, 1, 2)
 
 
+@pytest.mark.parametrize("tiny", ["images"], indirect=True)
 def test_batch_norms_fit_the_soup(tiny, fit):
     """As torch's own `update_bn` would have it; the pass leaves everything else alone."""
-    if tiny.name == "text":
-        pytest.skip("no batch norm")
     data = tiny.data()
     makers = [tune(0.1), ascend]
     soup = fit(Ensemble(copy.deepcopy(tiny.task), None, makers, (1, 1), "average"), data)
@@ -237,9 +236,8 @@ def test_a_run_that_is_stopped_makes_a_soup_of_what_there_is(tiny, fit):
     same(weights(soup.task), average(members[: len(soup.chosen)]))
 
 
+@pytest.mark.parametrize("tiny", ["images"], indirect=True)
 def test_a_task_that_knows_no_right_answers_is_averaged_or_refused(fit, tiny):
-    if tiny.name == "text":
-        pytest.skip("one of them will do")
     task = Task(nn.Linear(6, 1), loss=lambda y, t: (y[:, 0] - t).square())
     with pytest.raises(ValueError, match=r"`recipe`: greedy judges by right .*recipe: average"):
         fit(Ensemble(copy.deepcopy(task)), tiny.data())

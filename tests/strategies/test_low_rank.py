@@ -169,9 +169,8 @@ def test_teachers_are_what_they_are_without_adapters(tiny, fit):
     assert not any(layer.get_delta_weight("default").any() for layer in layers)
 
 
+@pytest.mark.parametrize("tiny", ["images"], indirect=True)
 def test_convolutions_and_the_head_that_features_come_before(tiny, fit):
-    if tiny.name == "text":
-        pytest.skip("images only")
     network = nn.Sequential(
         nn.Unflatten(1, (6, 1, 1)), nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(),
         nn.Conv2d(6, 6, 1, groups=2), nn.Flatten(), nn.Linear(6, 4),

@@ -129,9 +129,8 @@ def test_without_a_scale_the_kept_weights_stay(tiny, fit):
         assert (after[mask] != before[mask]).any()
 
 
+@pytest.mark.parametrize("tiny", ["images"], indirect=True)
 def test_refuses_what_has_no_such_weight(fit, tiny):
-    if tiny.name == "text":
-        pytest.skip("a network of one norm")
     task = ClassificationTask(nn.BatchNorm1d(6))
     with pytest.raises(TypeError, match="BatchNorm1d has none that are not frozen; take FineTune"):
         fit(MSG(task), tiny.data())

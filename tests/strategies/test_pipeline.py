@@ -119,7 +119,8 @@ def test_resumed_anywhere_equals_uninterrupted(kind, tiny, fit, tmp_path):
     found = sorted(tmp_path.glob("*.ckpt"))
     # RunCheckpoint saves the last step of an epoch once, at the end of that epoch.
     assert len(found) == len(steps.seen)
-    last = torch.load(max(found, key=lambda p: int(p.stem.removeprefix("step=").split("-")[0])))
+    latest = max(found, key=lambda p: int(p.stem.removeprefix("step=").split("-")[0]))
+    last = torch.load(latest, weights_only=True)
     for path in found:
         at = int(path.stem.removeprefix("step=").split("-")[0])
         if at == len(steps.seen):
@@ -133,7 +134,8 @@ def test_resumed_anywhere_equals_uninterrupted(kind, tiny, fit, tmp_path):
         for one, other in zip(steps.seen[at:], again.seen, strict=True):
             assert one[0] == other[0], path
             assert one[2:] == other[2:], path
-        ends = torch.load(max(end.glob("*.ckpt"), key=lambda p: p.stat().st_mtime_ns))
+        newest = max(end.glob("*.ckpt"), key=lambda p: p.stat().st_mtime_ns)
+        ends = torch.load(newest, weights_only=True)
         assert str(ends["optimizer_states"]) == str(last["optimizer_states"])
         assert ends["lr_schedulers"] == last["lr_schedulers"]
 

@@ -116,9 +116,8 @@ def test_the_terms_sum_to_the_mean_over_the_mixture(images, fit):
     torch.testing.assert_close(term, strategy.task.loss(batch))
 
 
+@pytest.mark.parametrize("tiny", ["text"], indirect=True)
 def test_refuses_tokens_and_says_why(tiny, fit):
-    if tiny.name == "images":
-        pytest.skip("tokens")
 
     class Tokens(ClassificationTask):
         def forward(self, batch):
