@@ -47,7 +47,7 @@ def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
 
     Returns:
         What `measured` gives, with `cpu` and `gold_cpu`, process seconds of unlearning and of
-        retraining, and `changed`, whether any prediction did; or `error`, the first line of it.
+        retraining, and `changed`, whether any score did; or `error`, the first line of it.
     """
     path = folder / "rows" / f"{cell.key}.json"
     if path.is_file():
@@ -95,7 +95,9 @@ def models(
     data.setup("validate")
     quiet()
     kept = Kept(folder / "models", _QUIET)
-    common = {"task": scenario.task, "content": data.manifest.fingerprint}
+    common = {
+        "task": scenario.task, "data": scenario.data, "content": data.manifest.fingerprint,
+    }  # fmt: skip
     forget = data.manifest.forget_sha256
     found = {"data": data}
     asked = [(u, r) for u in (users(task) if users else ()) if (r := u.recorder()) is not None]

@@ -67,13 +67,12 @@ def run_suite(
                 scenarios.append(scenario)
             else:
                 found.absent[scenario.name] = reason
-        jobs = [(s, seed) for s in scenarios for seed in range(suite.seeds + 1)]
+        jobs = [(s, seed) for s in scenarios for seed in range(1, suite.seeds + 1)]
         floors = _all(
             workers, jobs, lambda j: pool.submit(_floor, j[0], j[1], folder), stop, watch, "models"
         )
-        for (scenario, seed), floor in floors:
-            if seed:
-                found.floors.setdefault(scenario.name, []).append(floor)
+        for (scenario, _), floor in floors:
+            found.floors.setdefault(scenario.name, []).append(floor)
         found.missing += len(jobs) - len(floors)
 
         def run(cells: list[Cell], stage: str) -> list[tuple[Cell, dict[str, Any]]]:

@@ -89,9 +89,7 @@ def _run(given: argparse.Namespace) -> int:
         results = run_suite(suite, folder, given.workers, given.minutes, watch)
     for name, why in results.absent.items():
         print(f"left out {name}: {why}")
-    own = [f"--config {given.config}"]
-    own += [f"--seeds {given.seeds}"] if given.seeds else []
-    write_page(suite, results, page, f"python -m erasus_pl benchmark {' '.join(own)}")
+    write_page(suite, results, page, _command(given))
     if given.table:
         write_table(suite, results, Path(given.table))
     if given.evidence:
@@ -101,6 +99,18 @@ def _run(given: argparse.Namespace) -> int:
     if results.missing:
         print(f"{results.missing:,} runs are missing: the time was over; the same command goes on")
     return 0
+
+
+def _command(given: argparse.Namespace) -> str:
+    """The command that makes this page, of whatever was left out too."""
+    import shlex
+
+    words = ["python", "-m", "erasus_pl", "benchmark"]
+    for name in ("config", "seeds", "scenarios", "strategies", "page", "table", "evidence"):
+        value = getattr(given, name)
+        if value:
+            words += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+    return shlex.join(words)
 
 
 def _only(found: dict[str, Any], names: list[str] | None, field: str) -> dict[str, Any]:

@@ -221,7 +221,8 @@ def test_a_selector_is_held_against_random_at_each_fraction(suite_file, tmp_path
     arguments = ["--config", str(file), "--folder", str(tmp_path / "runs"), "--page", str(page)]
     assert main(["benchmark", *arguments]) == 0
     text = page.read_text()
-    assert "| selector | 20 % | 50 % | seconds |" in text
+    assert "| selector | 20 % | 50 % | time at 20 % | time at 50 % | seconds |" in text
+    assert f"`python -m erasus_pl benchmark --config {file} --page {page}`" in text
     assert "| Random |" in text
     assert "| EL2N |" in text
 
